@@ -1,1 +1,19 @@
-//! (to be written)
+//! Who is who, and how it is proved: legal names, keys, certificates, and the TLS that rests on them.
+//!
+//! This crate hides all cryptography and all ASN.1 from the rest. It has no clock (the current time is an argument, or a
+//! [`Clock`] where a library calls back), no async runtime and no sockets. The one thing it does outside of memory is
+//! reading and writing the files of a `certificates` folder ([`key_store`]).
+//!
+//! Where to start reading: [`X500Name`] and [`Party`] are what everybody uses; [`path::validate_path`] is the rule by
+//! which a name is believed; [`NodeKeys`](authority) is all that one node owns.
+
+mod der;
+pub mod hash;
+pub mod keys;
+pub mod name;
+pub mod party;
+
+pub use hash::SecureHash;
+pub use keys::{KeyPair, PublicKey, Signature, SignatureError, SignatureScheme};
+pub use name::{NameError, X500Name};
+pub use party::Party;
