@@ -1,1 +1,3 @@
-//! (to be written)
+//! What tests need around the program: servers, certificates, clusters of real processes.
+
+pub mod postgres;
