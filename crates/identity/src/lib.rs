@@ -7,13 +7,19 @@
 //! Where to start reading: [`X500Name`] and [`Party`] are what everybody uses; [`path::validate_path`] is the rule by
 //! which a name is believed; [`NodeKeys`](authority) is all that one node owns.
 
+pub mod authority;
+pub mod certificate;
 mod der;
 pub mod hash;
 pub mod keys;
 pub mod name;
 pub mod party;
+pub mod path;
 
+pub use authority::{CertificateAuthority, Identity, IssueError, NodeKeys};
+pub use certificate::{CertRole, Certificate, CertificatePath, UnixTime};
 pub use hash::SecureHash;
 pub use keys::{KeyPair, PublicKey, Signature, SignatureError, SignatureScheme};
 pub use name::{NameError, X500Name};
 pub use party::Party;
+pub use path::{PathError, validate_path};

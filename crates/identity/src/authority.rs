@@ -1,0 +1,720 @@
+//! Issuing certificates: authorities for development and for bootstrapping a network.
+//!
+//! [`CertificateAuthority`] is the top of the hierarchy (root, doorman, network map signer); [`NodeKeys`] is all that one
+//! node owns: its node CA, its legal identity, its TLS key and, for a notary, the service identity. A network in
+//! production has its own authority elsewhere; what its nodes have is still [`NodeKeys`].
+//!
+//! Certificates are written by `rcgen`, names and role extension by us. Files are the business of
+//! [`crate::key_store`].
+
+use std::fmt;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, DnValue,
+    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyUsagePurpose, NameConstraints,
+    PublicKeyData, SignatureAlgorithm, SigningKey,
+};
+use time::OffsetDateTime;
+
+use crate::certificate::{
+    CertRole, Certificate, CertificateError, CertificatePath, UnixTime, Validity,
+};
+use crate::der;
+use crate::hash::SecureHash;
+use crate::keys::{KeyPair, PublicKey, SignatureScheme};
+use crate::name::{Attribute, NameError, X500Name};
+use crate::party::Party;
+use crate::path::{PathError, validate_path};
+
+/// How long a node's certificates count, in days (ten years, as Corda's).
+pub const NODE_CERTIFICATE_DAYS: i64 = 3_650;
+
+/// How long the certificates of a generated authority count, in days.
+pub const AUTHORITY_CERTIFICATE_DAYS: i64 = 7_300;
+
+/// By how many days new certificates are antedated, for peers whose clock is behind.
+pub const BACKDATING_DAYS: i64 = 1;
+
+/// The role extension's object identifier in numbers, see [`crate::certificate::ROLE_OID`].
+const ROLE_OID_NUMBERS: &[u64] = &[1, 3, 6, 1, 4, 1, 50530, 1, 1];
+
+/// How many authorities may follow below each kind: root, doorman, node CA, identity.
+const ROOT_PATH_LENGTH: u8 = 2;
+const DOORMAN_PATH_LENGTH: u8 = 1;
+const NODE_CA_PATH_LENGTH: u8 = 0;
+
+/// Why a certificate was not issued.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IssueError {
+    /// The issuer's own certificate does not count at that time.
+    #[error("the certificate of the issuer {issuer} is valid from {} to {} only, and it is {now}", .validity.not_before, .validity.not_after)]
+    IssuerNotValid {
+        /// Who should issue.
+        issuer: X500Name,
+        /// When it could.
+        validity: Validity,
+        /// The time of the attempt.
+        now: UnixTime,
+    },
+    /// The authority does not issue such certificates to others.
+    #[error("a certificate authority does not issue certificates for the role {role}")]
+    RoleNotIssued {
+        /// The role.
+        role: CertRole,
+    },
+    /// The name given to the authority leaves no room for those of its parts.
+    #[error("no authority can be named after {name}")]
+    Name {
+        /// The name given.
+        name: X500Name,
+        /// The reason.
+        source: NameError,
+    },
+    /// The builder refused.
+    #[error("the certificate of {subject} could not be written: {reason}")]
+    Build {
+        /// Whose certificate.
+        subject: X500Name,
+        /// What the builder says.
+        reason: String,
+    },
+    /// The builder made what we do not read.
+    #[error("the certificate of {subject} could not be read back")]
+    ReadBack {
+        /// Whose certificate.
+        subject: X500Name,
+        /// The reason.
+        source: CertificateError,
+    },
+}
+
+/// A key together with the path of certificates that says whose it is and what for.
+#[derive(Clone)]
+pub struct Identity {
+    key: KeyPair,
+    path: CertificatePath,
+}
+
+/// Why a key and a path are not an identity.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the certificate of {subject} certifies another key ({certified}) than the private key at hand ({held})"
+)]
+pub struct KeyMismatch {
+    /// The subject of the path's leaf.
+    pub subject: X500Name,
+    /// The short form of the key in the certificate.
+    pub certified: String,
+    /// The short form of the private key's public half.
+    pub held: String,
+}
+
+impl Identity {
+    /// An identity of a key and the path of its certificate.
+    ///
+    /// # Errors
+    /// [`KeyMismatch`] if the certificate is that of another key.
+    pub fn new(key: KeyPair, path: CertificatePath) -> Result<Self, KeyMismatch> {
+        let leaf = path.leaf();
+        if leaf.public_key() != key.public() {
+            return Err(KeyMismatch {
+                subject: leaf.subject().clone(),
+                certified: leaf.public_key().to_string_short(),
+                held: key.public().to_string_short(),
+            });
+        }
+        Ok(Self { key, path })
+    }
+
+    /// The private key.
+    #[must_use]
+    pub fn key(&self) -> &KeyPair {
+        &self.key
+    }
+
+    /// The certificates, leaf first, root last.
+    #[must_use]
+    pub fn path(&self) -> &CertificatePath {
+        &self.path
+    }
+
+    /// Whose identity it is.
+    #[must_use]
+    pub fn name(&self) -> &X500Name {
+        self.path.leaf().subject()
+    }
+
+    /// Name and public key.
+    #[must_use]
+    pub fn party(&self) -> Party {
+        Party::new(self.name().clone(), self.key.public().clone())
+    }
+
+    /// Issues a certificate to `subject` from this identity, and puts it before this identity's path.
+    fn issue(&self, subject: &Subject<'_>) -> Result<CertificatePath, IssueError> {
+        let leaf = issue(subject, self.name(), &self.key)?;
+        let mut certificates = vec![leaf];
+        certificates.extend_from_slice(self.path.certificates());
+        CertificatePath::new(certificates).map_err(|source| IssueError::ReadBack {
+            subject: subject.name.clone(),
+            source,
+        })
+    }
+
+    /// The validity of something issued now: as long as wished, but not beyond the issuer's own.
+    fn validity_below(&self, now: UnixTime, days: i64) -> Result<Validity, IssueError> {
+        let own = self.path.leaf().validity();
+        if now < own.not_before || now > own.not_after {
+            return Err(IssueError::IssuerNotValid {
+                issuer: self.name().clone(),
+                validity: own,
+                now,
+            });
+        }
+        Ok(Validity {
+            not_before: now.plus_days(-BACKDATING_DAYS).max(own.not_before),
+            not_after: now.plus_days(days).min(own.not_after),
+        })
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity")
+            .field("name", self.name())
+            .field("role", &self.path.leaf().role())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The authority of a network: a root that everybody trusts, the doorman that admits nodes, and the signer of the
+/// network map and parameters.
+#[derive(Debug, Clone)]
+pub struct CertificateAuthority {
+    root: Identity,
+    doorman: Identity,
+    network_map: Identity,
+}
+
+impl CertificateAuthority {
+    /// **INSECURE, FOR DEVELOPMENT ONLY.** The authority that all nodes with `devMode = true` share.
+    ///
+    /// Its private keys follow from constants in this source text: *everybody* who has the program can issue
+    /// certificates in it for any name, and sign network parameters. It exists so that nodes that are started separately
+    /// on developers' machines trust each other without a ceremony. Its keys, dates and Ed25519 signatures are
+    /// deterministic, hence its certificates are the same bytes on every machine. A node that runs for real must refuse
+    /// this root; [`CertificateAuthority::is_development_root`] recognises it.
+    #[must_use]
+    pub fn development() -> Self {
+        // 2024-01-01 to 2124-01-01: beyond the life of any development network.
+        let validity = Validity {
+            not_before: UnixTime(1_704_067_200),
+            not_after: UnixTime(4_859_740_800),
+        };
+        let key = |purpose: &str| {
+            let seed = SecureHash::of_parts(&[DEVELOPMENT_SEED, purpose.as_bytes()]);
+            KeyPair::ed25519_from_seed(seed.as_bytes())
+        };
+        let keys = [key("root"), key("doorman"), key("network map")];
+        X500Name::new("Quorate Development INSECURE", "London", "GB")
+            .map_err(|error| error.to_string())
+            .and_then(|name| Self::build(&name, keys, validity).map_err(|error| error.to_string()))
+            .expect("the development authority is made of constants")
+    }
+
+    /// Whether `root` is the well-known root of [`CertificateAuthority::development`].
+    #[must_use]
+    pub fn is_development_root(root: &Certificate) -> bool {
+        root.public_key() == Self::development().root().public_key()
+    }
+
+    /// A new authority with fresh keys, named after `name` with different common names.
+    ///
+    /// # Errors
+    /// [`IssueError`] if no certificates can be made of the name.
+    pub fn generate(
+        name: &X500Name,
+        scheme: SignatureScheme,
+        now: UnixTime,
+    ) -> Result<Self, IssueError> {
+        let keys = std::array::from_fn(|_| KeyPair::generate(scheme));
+        let validity = Validity {
+            not_before: now.plus_days(-BACKDATING_DAYS),
+            not_after: now.plus_days(AUTHORITY_CERTIFICATE_DAYS),
+        };
+        Self::build(name, keys, validity)
+    }
+
+    fn build(
+        name: &X500Name,
+        [root_key, doorman_key, network_map_key]: [KeyPair; 3],
+        validity: Validity,
+    ) -> Result<Self, IssueError> {
+        let called = |common_name| {
+            name.with_common_name(common_name)
+                .map_err(|source| IssueError::Name {
+                    name: name.clone(),
+                    source,
+                })
+        };
+        let root_name = called("Root CA")?;
+        let root = issue(
+            &Subject {
+                name: &root_name,
+                key: root_key.public(),
+                role: None,
+                path_length: Some(ROOT_PATH_LENGTH),
+                permitted: None,
+                validity,
+            },
+            &root_name,
+            &root_key,
+        )?;
+        let root = Identity {
+            path: CertificatePath::new(vec![root]).expect("one certificate is a path"),
+            key: root_key,
+        };
+        let doorman = root.issue(&Subject {
+            name: &called("Doorman CA")?,
+            key: doorman_key.public(),
+            role: Some(CertRole::DoormanCa),
+            path_length: Some(DOORMAN_PATH_LENGTH),
+            permitted: None,
+            validity,
+        })?;
+        let network_map = root.issue(&Subject {
+            name: &called("Network Map")?,
+            key: network_map_key.public(),
+            role: Some(CertRole::NetworkMap),
+            path_length: None,
+            permitted: None,
+            validity,
+        })?;
+        Ok(Self {
+            doorman: Identity {
+                key: doorman_key,
+                path: doorman,
+            },
+            network_map: Identity {
+                key: network_map_key,
+                path: network_map,
+            },
+            root,
+        })
+    }
+
+    pub(crate) fn from_parts(root: Identity, doorman: Identity, network_map: Identity) -> Self {
+        Self {
+            root,
+            doorman,
+            network_map,
+        }
+    }
+
+    pub(crate) fn root_identity(&self) -> &Identity {
+        &self.root
+    }
+
+    pub(crate) fn doorman(&self) -> &Identity {
+        &self.doorman
+    }
+
+    /// The root certificate, which members of the network trust.
+    #[must_use]
+    pub fn root(&self) -> &Certificate {
+        self.root.path.leaf()
+    }
+
+    /// The identity that signs network parameters and the network map.
+    #[must_use]
+    pub fn network_map(&self) -> &Identity {
+        &self.network_map
+    }
+
+    /// Certifies `key` for a node's authority ([`CertRole::NodeCa`]) or a service ([`CertRole::ServiceIdentity`]).
+    ///
+    /// # Errors
+    /// [`IssueError`] for other roles, or if the doorman's certificate does not count at `now`.
+    pub fn certify(
+        &self,
+        role: CertRole,
+        name: &X500Name,
+        key: &PublicKey,
+        now: UnixTime,
+    ) -> Result<CertificatePath, IssueError> {
+        let (path_length, permitted) = match role {
+            CertRole::NodeCa => (Some(NODE_CA_PATH_LENGTH), Some(name)),
+            CertRole::ServiceIdentity => (None, None),
+            role => return Err(IssueError::RoleNotIssued { role }),
+        };
+        self.doorman.issue(&Subject {
+            name,
+            key,
+            role: Some(role),
+            path_length,
+            permitted,
+            validity: self.doorman.validity_below(now, NODE_CERTIFICATE_DAYS)?,
+        })
+    }
+
+    /// A fresh key certified as the identity of a service, such as a notary. The nodes that together provide the service
+    /// all get a copy: [`NodeKeys::with_notary_service`].
+    ///
+    /// # Errors
+    /// [`IssueError`] if the doorman's certificate does not count at `now`.
+    pub fn service_identity(
+        &self,
+        name: &X500Name,
+        scheme: SignatureScheme,
+        now: UnixTime,
+    ) -> Result<Identity, IssueError> {
+        let key = KeyPair::generate(scheme);
+        let path = self.certify(CertRole::ServiceIdentity, name, key.public(), now)?;
+        Ok(Identity { key, path })
+    }
+}
+
+/// Where the keys of the development authority come from. Published on purpose, see
+/// [`CertificateAuthority::development`].
+const DEVELOPMENT_SEED: &[u8] = b"quorate development authority, version 1, INSECURE: ";
+
+/// Everything secret that one node owns, with the certificates, and the root that it trusts.
+#[derive(Debug, Clone)]
+pub struct NodeKeys {
+    node_ca: Identity,
+    legal_identity: Identity,
+    tls: Identity,
+    notary_service: Option<Identity>,
+    trust_root: Certificate,
+}
+
+impl NodeKeys {
+    /// Fresh keys for a node called `name`, admitted by `authority`. `scheme` is that of the legal identity (Ed25519 is
+    /// the faster to read and verify); the node CA uses it too, TLS is always P-256, as every peer understands it.
+    ///
+    /// # Errors
+    /// [`IssueError`] if the authority's certificates do not count at `now`.
+    pub fn generate(
+        authority: &CertificateAuthority,
+        name: &X500Name,
+        scheme: SignatureScheme,
+        now: UnixTime,
+    ) -> Result<Self, IssueError> {
+        let key = KeyPair::generate(scheme);
+        let path = authority.certify(CertRole::NodeCa, name, key.public(), now)?;
+        let node_ca = Identity { key, path };
+        Ok(Self {
+            legal_identity: issue_end(&node_ca, CertRole::LegalIdentity, scheme, now)?,
+            tls: issue_end(&node_ca, CertRole::Tls, SignatureScheme::EcdsaP256, now)?,
+            notary_service: None,
+            trust_root: authority.root().clone(),
+            node_ca,
+        })
+    }
+
+    pub(crate) fn from_parts(
+        node_ca: Identity,
+        legal_identity: Identity,
+        tls: Identity,
+        notary_service: Option<Identity>,
+        trust_root: Certificate,
+    ) -> Self {
+        Self {
+            node_ca,
+            legal_identity,
+            tls,
+            notary_service,
+            trust_root,
+        }
+    }
+
+    /// The same keys, with the identity of a notary service that this node provides, alone or with others.
+    #[must_use]
+    pub fn with_notary_service(mut self, service: Identity) -> Self {
+        self.notary_service = Some(service);
+        self
+    }
+
+    /// The same keys with a fresh TLS key and certificate, issued by the node's own CA.
+    ///
+    /// # Errors
+    /// [`IssueError`] if the node CA's certificate does not count at `now`.
+    pub fn with_renewed_tls(mut self, now: UnixTime) -> Result<Self, IssueError> {
+        self.tls = issue_end(
+            &self.node_ca,
+            CertRole::Tls,
+            SignatureScheme::EcdsaP256,
+            now,
+        )?;
+        Ok(self)
+    }
+
+    /// The node's legal name.
+    #[must_use]
+    pub fn name(&self) -> &X500Name {
+        self.legal_identity.name()
+    }
+
+    /// The node as a party: legal name and identity key.
+    #[must_use]
+    pub fn party(&self) -> Party {
+        self.legal_identity.party()
+    }
+
+    /// The authority that constrains everything below to the node's name.
+    #[must_use]
+    pub fn node_ca(&self) -> &Identity {
+        &self.node_ca
+    }
+
+    /// What signs on the ledger.
+    #[must_use]
+    pub fn legal_identity(&self) -> &Identity {
+        &self.legal_identity
+    }
+
+    /// What authenticates connections.
+    #[must_use]
+    pub fn tls(&self) -> &Identity {
+        &self.tls
+    }
+
+    /// What signs as notary, if the node provides one.
+    #[must_use]
+    pub fn notary_service(&self) -> Option<&Identity> {
+        self.notary_service.as_ref()
+    }
+
+    /// The root of the network.
+    #[must_use]
+    pub fn trust_root(&self) -> &Certificate {
+        &self.trust_root
+    }
+
+    /// The names under which peers may ask for this node: its own, and the notary service's.
+    #[must_use]
+    pub fn served_names(&self) -> Vec<X500Name> {
+        let service = self.notary_service.as_ref().map(|s| s.name().clone());
+        std::iter::once(self.name().clone())
+            .chain(service)
+            .collect()
+    }
+
+    /// Checks the node's own certificates as a peer would, so that a node whose peers would refuse it learns that when it
+    /// starts.
+    ///
+    /// # Errors
+    /// [`PathError`] for the first path that does not hold at `now`.
+    pub fn validate(&self, now: UnixTime) -> Result<(), PathError> {
+        let root = &self.trust_root;
+        validate_path(
+            self.legal_identity.path(),
+            root,
+            now,
+            CertRole::LegalIdentity,
+        )?;
+        let tls_name = validate_path(self.tls.path(), root, now, CertRole::Tls)?;
+        if tls_name != *self.name() {
+            return Err(PathError::NameNotPermitted {
+                issuer: self.name().clone(),
+                subject: tls_name,
+            });
+        }
+        if let Some(service) = &self.notary_service {
+            validate_path(service.path(), root, now, CertRole::ServiceIdentity)?;
+        }
+        Ok(())
+    }
+
+    /// When the first of the node's certificates expires; operators want to know long before.
+    #[must_use]
+    pub fn expires(&self) -> UnixTime {
+        [&self.legal_identity, &self.tls]
+            .into_iter()
+            .chain(&self.notary_service)
+            .map(|identity| identity.path().expires())
+            .min()
+            .expect("a node has certificates")
+    }
+}
+
+fn issue_end(
+    node_ca: &Identity,
+    role: CertRole,
+    scheme: SignatureScheme,
+    now: UnixTime,
+) -> Result<Identity, IssueError> {
+    let key = KeyPair::generate(scheme);
+    let path = node_ca.issue(&Subject {
+        name: node_ca.name(),
+        key: key.public(),
+        role: Some(role),
+        path_length: None,
+        permitted: None,
+        validity: node_ca.validity_below(now, NODE_CERTIFICATE_DAYS)?,
+    })?;
+    Ok(Identity { key, path })
+}
+
+/// What a certificate shall say.
+pub(crate) struct Subject<'a> {
+    pub(crate) name: &'a X500Name,
+    pub(crate) key: &'a PublicKey,
+    pub(crate) role: Option<CertRole>,
+    /// `Some` for an authority: how many authorities may follow below.
+    pub(crate) path_length: Option<u8>,
+    /// The only name subtree that an authority may certify.
+    pub(crate) permitted: Option<&'a X500Name>,
+    pub(crate) validity: Validity,
+}
+
+/// Writes and signs a certificate. Checks nothing: who may issue what is decided by the callers, and by whoever validates.
+pub(crate) fn issue(
+    subject: &Subject<'_>,
+    issuer: &X500Name,
+    issuer_key: &KeyPair,
+) -> Result<Certificate, IssueError> {
+    let failed = |reason: String| IssueError::Build {
+        subject: subject.name.clone(),
+        reason,
+    };
+    let moment = |time: UnixTime| {
+        OffsetDateTime::from_unix_timestamp(time.0).map_err(|error| failed(error.to_string()))
+    };
+    let mut params = CertificateParams::default();
+    params.distinguished_name = distinguished_name(subject.name);
+    params.not_before = moment(subject.validity.not_before)?;
+    params.not_after = moment(subject.validity.not_after)?;
+    params.serial_number = Some(serial_number(subject, issuer).into());
+    params.use_authority_key_identifier_extension = true;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.is_ca = IsCa::ExplicitNoCa;
+    if let Some(length) = subject.path_length {
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(length));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    }
+    if subject.role == Some(CertRole::Tls) {
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+    }
+    if let Some(base) = subject.permitted {
+        params.name_constraints = Some(NameConstraints {
+            permitted_subtrees: vec![GeneralSubtree::DirectoryName(distinguished_name(base))],
+            excluded_subtrees: Vec::new(),
+        });
+    }
+    if let Some(role) = subject.role {
+        params.custom_extensions = vec![CustomExtension::from_oid_content(
+            ROLE_OID_NUMBERS,
+            der::element(der::INTEGER, &[role.number()]),
+        )];
+    }
+
+    let mut issuer_params = CertificateParams::default();
+    issuer_params.distinguished_name = distinguished_name(issuer);
+    let issuer_key = CertifiedPublicKey::new(issuer_key.public(), Some(issuer_key));
+    let certificate = params
+        .signed_by(
+            &CertifiedPublicKey::new(subject.key, None),
+            &Issuer::from_params(&issuer_params, &issuer_key),
+        )
+        .map_err(|error| failed(error.to_string()))?;
+    Certificate::from_der(certificate.der()).map_err(|source| IssueError::ReadBack {
+        subject: subject.name.clone(),
+        source,
+    })
+}
+
+/// A serial number that differs whenever anything in the certificate does, and is the same for the same certificate, so
+/// that deterministic authorities stay deterministic.
+fn serial_number(subject: &Subject<'_>, issuer: &X500Name) -> Vec<u8> {
+    let hash = SecureHash::of_parts(&[
+        issuer.as_str().as_bytes(),
+        b"\n",
+        subject.name.as_str().as_bytes(),
+        b"\n",
+        subject.key.hash().as_bytes(),
+        &[subject.role.map_or(0, CertRole::number)],
+        &subject.validity.not_before.0.to_be_bytes(),
+        &subject.validity.not_after.0.to_be_bytes(),
+    ]);
+    let mut serial = hash.as_bytes()[..16].to_vec();
+    // Positive, and without a leading zero byte.
+    serial[0] = (serial[0] & 0x7f) | 0x40;
+    serial
+}
+
+fn distinguished_name(name: &X500Name) -> DistinguishedName {
+    let mut attributes: Vec<_> = name.attributes().collect();
+    // The encoded order is the reverse of the text's, see `X500Name::to_der`.
+    attributes.reverse();
+    let mut distinguished = DistinguishedName::new();
+    for (attribute, value) in attributes {
+        let kind = match attribute {
+            Attribute::CommonName => DnType::CommonName,
+            Attribute::OrganisationUnit => DnType::OrganizationalUnitName,
+            Attribute::Organisation => DnType::OrganizationName,
+            Attribute::Locality => DnType::LocalityName,
+            Attribute::State => DnType::StateOrProvinceName,
+            Attribute::Country => DnType::CountryName,
+        };
+        let value = match attribute {
+            Attribute::Country => DnValue::PrintableString(
+                value
+                    .try_into()
+                    .expect("a country code is two capital letters"),
+            ),
+            _ => DnValue::Utf8String(value.to_owned()),
+        };
+        distinguished.push(kind, value);
+    }
+    distinguished
+}
+
+/// Our keys as `rcgen` wants to see them.
+struct CertifiedPublicKey<'a> {
+    scheme: SignatureScheme,
+    bytes: Vec<u8>,
+    signer: Option<&'a KeyPair>,
+}
+
+impl<'a> CertifiedPublicKey<'a> {
+    fn new(key: &PublicKey, signer: Option<&'a KeyPair>) -> Self {
+        Self {
+            scheme: key.scheme(),
+            bytes: key.subject_public_key(),
+            signer,
+        }
+    }
+}
+
+impl PublicKeyData for CertifiedPublicKey<'_> {
+    fn der_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        match self.scheme {
+            SignatureScheme::EcdsaP256 => &rcgen::PKCS_ECDSA_P256_SHA256,
+            SignatureScheme::Ed25519 => &rcgen::PKCS_ED25519,
+        }
+    }
+}
+
+impl SigningKey for CertifiedPublicKey<'_> {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        let signature = self
+            .signer
+            .ok_or(rcgen::Error::RemoteKeyError)?
+            .sign(message);
+        match self.scheme {
+            SignatureScheme::Ed25519 => Ok(signature.as_bytes().to_vec()),
+            SignatureScheme::EcdsaP256 => p256::ecdsa::Signature::from_slice(signature.as_bytes())
+                .map(|signature| signature.to_der().as_bytes().to_vec())
+                .map_err(|_| rcgen::Error::RemoteKeyError),
+        }
+    }
+}
