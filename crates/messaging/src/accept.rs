@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::dial::tune;
 use crate::inbound;
+use crate::security::name_of;
 use crate::service::{Shared, lock};
 
 /// Pause after the operating system would not give us a connection: it is out of file descriptors or memory, and
@@ -83,7 +84,7 @@ impl Incoming {
         let from = self.from;
         let handshake = timeout(
             self.shared.options.handshake_timeout,
-            handshake(&self.shared, &acceptor, tcp),
+            handshake(&acceptor, tcp),
         );
         let outcome = tokio::select! {
             biased;
@@ -122,15 +123,12 @@ impl Incoming {
 
 /// TLS, and the name of whoever is at the other end.
 async fn handshake(
-    shared: &Shared,
     acceptor: &TlsAcceptor,
     tcp: TcpStream,
 ) -> io::Result<(TlsStream<TcpStream>, X500Name)> {
     tune(&tcp)?;
     let tls = acceptor.accept(tcp).await?;
-    let name = shared
-        .security
-        .name_of(tls.get_ref().1.peer_certificates())
+    let name = name_of(tls.get_ref().1.peer_certificates())
         .map_err(|reason| io::Error::new(io::ErrorKind::InvalidData, reason))?;
     Ok((tls, name))
 }

@@ -22,7 +22,6 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use quorate_runtime::Shutdown;
 use quorate_runtime::tasks::chain;
-use rustls::ClientConfig;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use crate::dial::{Link, describe, describe_close, dial};
@@ -117,7 +116,6 @@ impl Bridge {
     }
 
     pub(crate) async fn run(mut self) {
-        let config = self.shared.security.client(&self.peer.name);
         loop {
             self.show(BridgeState::Idle);
             tokio::select! {
@@ -125,7 +123,7 @@ impl Bridge {
                 () = self.shutdown.requested() => break,
                 () = self.peer.wake.notified() => {}
             }
-            self.work(&config).await;
+            self.work().await;
             if self.shutdown.is_requested() {
                 break;
             }
@@ -134,9 +132,9 @@ impl Bridge {
     }
 
     /// Connects and carries until there is nothing to do, or we are stopping.
-    async fn work(&mut self, config: &Arc<ClientConfig>) {
+    async fn work(&mut self) {
         loop {
-            let pause = match self.round(config).await {
+            let pause = match self.round().await {
                 Round::Stopped => return,
                 Round::NoAddress => {
                     self.show(BridgeState::NoAddress);
@@ -227,7 +225,7 @@ impl Bridge {
     }
 
     /// Tries every address once, beginning with the one after the last that was tried.
-    async fn round(&mut self, config: &Arc<ClientConfig>) -> Round {
+    async fn round(&mut self) -> Round {
         let addresses = self.peer.state().addresses.clone();
         if addresses.is_empty() {
             return Round::NoAddress;
@@ -244,7 +242,7 @@ impl Bridge {
                     if !refused {
                         self.show(BridgeState::Connecting(address.clone()));
                     }
-                    dial(&self.shared, &self.peer.name, config.clone(), address).await
+                    dial(&self.shared, &self.peer.name, address).await
                 } => dialled,
             };
             match dialled {
@@ -677,9 +675,7 @@ impl<'a> Carriage<'a> {
 
     /// The peer has answered the first message in flight.
     fn answered(&mut self, answer: Answer) -> Option<Ending> {
-        let Some(first) = self.flight.pop_front() else {
-            return None;
-        };
+        let first = self.flight.pop_front()?;
         self.flight_bytes -= first.bytes;
         let refused = |reason, retry| {
             Some(Ending::Refused(RefusedMessage {

@@ -2,17 +2,14 @@
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use fe2o3_amqp::connection::ConnectionHandle;
 use fe2o3_amqp::session::SessionHandle;
 use fe2o3_amqp::types::definitions::{self, SenderSettleMode};
 use fe2o3_amqp::{Connection, Sender, Session};
-use quorate_identity::X500Name;
+use quorate_identity::{X500Name, server_name};
 use quorate_runtime::tasks::chain;
-use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
@@ -21,6 +18,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use crate::guard::{MAX_FRAME_BYTES, Performative, Side};
 use crate::message::address_of;
 use crate::options::{HostAndPort, MESSAGE_OVERHEAD_BYTES};
+use crate::security::name_of;
 use crate::service::Shared;
 use crate::wire::{Line, Wire};
 
@@ -73,12 +71,11 @@ pub(crate) enum DialError {
 pub(crate) async fn dial(
     shared: &Shared,
     peer: &X500Name,
-    config: Arc<ClientConfig>,
     address: &HostAndPort,
 ) -> Result<Link, DialError> {
     match timeout(
         shared.options.connect_timeout,
-        attempt(shared, peer, config, address),
+        attempt(shared, peer, address),
     )
     .await
     {
@@ -90,36 +87,28 @@ pub(crate) async fn dial(
 async fn attempt(
     shared: &Shared,
     peer: &X500Name,
-    config: Arc<ClientConfig>,
     address: &HostAndPort,
 ) -> Result<Link, DialError> {
     let tcp = connect(address).await?;
-    let tls_failed = |error| DialError::Tls(address.clone(), error);
-    let server_name = ServerName::try_from(peer.sni_hash())
-        .map_err(|error| tls_failed(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
+    let (expected, config) = shared.security.towards(peer);
     let tls = TlsConnector::from(config)
-        .connect(server_name, tcp)
+        .connect(server_name(peer), tcp)
         .await
-        .map_err(tls_failed)?;
+        .map_err(|error| DialError::Tls(address.clone(), error))?;
     // The verifier has refused everybody else already. This is the second, independent look: sending one organisation's
     // messages to another would be the worst that can happen here.
-    match shared.security.name_of(tls.get_ref().1.peer_certificates()) {
-        Ok(name) if name == *peer => {}
-        Ok(name) => {
-            let found = format!("it is {name}");
-            return Err(DialError::WrongPeer {
-                address: address.clone(),
-                wanted: peer.clone(),
-                found,
-            });
-        }
-        Err(found) => {
-            return Err(DialError::WrongPeer {
-                address: address.clone(),
-                wanted: peer.clone(),
-                found,
-            });
-        }
+    let found = match name_of(tls.get_ref().1.peer_certificates()) {
+        Ok(name) if expected.contains(&name) => None,
+        Ok(name) => Some(format!("it is {name}")),
+        Err(reason) => Some(reason),
+    };
+    if let Some(found) = found {
+        let (address, wanted) = (address.clone(), peer.clone());
+        return Err(DialError::WrongPeer {
+            address,
+            wanted,
+            found,
+        });
     }
     let max_message = (shared.options.max_message_bytes + MESSAGE_OVERHEAD_BYTES) as u64;
     let (mut wire, line) = Wire::new(TlsStream::Client(tls), Side::Sender, max_message);

@@ -556,3 +556,284 @@ fn array(bytes: &[u8], at: usize, code: u8) -> Checked<usize> {
         Err(Violation("an array that is longer than its elements"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MAX_MESSAGE: u64 = 1 << 20;
+    const AMQP_HEADER: &[u8] = b"AMQP\x00\x01\x00\x00";
+
+    fn guard(side: Side) -> Guard {
+        Guard::new(side, MAX_MESSAGE, Arc::default())
+    }
+
+    fn frame(kind: u8, body: &[u8]) -> Vec<u8> {
+        let mut frame = ((body.len() + FRAME_HEADER_BYTES) as u32)
+            .to_be_bytes()
+            .to_vec();
+        frame.extend_from_slice(&[2, kind, 0, 0]);
+        frame.extend_from_slice(body);
+        frame
+    }
+
+    /// A performative with these fields, each already encoded.
+    fn performative(code: u8, fields: &[&[u8]]) -> Vec<u8> {
+        let content = fields.concat();
+        let mut bytes = vec![0x00, 0x53, code, 0xd0];
+        bytes.extend_from_slice(&(content.len() as u32 + 4).to_be_bytes());
+        bytes.extend_from_slice(&(fields.len() as u32).to_be_bytes());
+        bytes.extend_from_slice(&content);
+        bytes
+    }
+
+    fn amqp(code: u8, fields: &[&[u8]]) -> Vec<u8> {
+        frame(FRAME_TYPE_AMQP, &performative(code, fields))
+    }
+
+    fn open() -> Vec<u8> {
+        amqp(OPEN, &[b"\xa1\x01x"])
+    }
+
+    fn attach() -> Vec<u8> {
+        amqp(ATTACH, &[b"\xa1\x01l", b"\x43", b"\x42"])
+    }
+
+    const DELIVERY: [&[u8]; 3] = [b"\x43", b"\x43", b"\xa0\x01t"];
+
+    fn transfer(more: bool, payload: &[u8]) -> Vec<u8> {
+        let more: &[u8] = if more { b"\x41" } else { b"\x42" };
+        let mut body = performative(
+            TRANSFER,
+            &[
+                DELIVERY[0],
+                DELIVERY[1],
+                DELIVERY[2],
+                b"\x43",
+                b"\x42",
+                more,
+            ],
+        );
+        body.extend_from_slice(payload);
+        frame(FRAME_TYPE_AMQP, &body)
+    }
+
+    /// Feeds a connection that is open and has a link, then `more`.
+    fn after_attach(side: Side, more: &[Vec<u8>]) -> Checked<usize> {
+        let mut bytes = [AMQP_HEADER.to_vec(), open(), amqp(BEGIN, &[]), attach()].concat();
+        bytes.extend_from_slice(&more.concat());
+        guard(side)
+            .check(&mut bytes)
+            .map(|checked| bytes.len() - checked)
+    }
+
+    fn refused(side: Side, more: &[Vec<u8>]) -> &'static str {
+        match after_attach(side, more) {
+            Err(Violation(what)) => what,
+            Ok(left) => panic!("accepted, with {left} bytes left"),
+        }
+    }
+
+    #[test]
+    fn an_ordinary_conversation_passes() {
+        let data = b"\x00\x53\x75\xa0\x05hello";
+        let annotated = [b"\x00\x53\x72\xc1\x01\x00".as_slice(), data].concat();
+        let good = [
+            vec![],
+            frame(FRAME_TYPE_AMQP, &[]),
+            transfer(false, data),
+            transfer(false, &annotated),
+            transfer(true, &data[..7]),
+            transfer(false, &data[7..]),
+            amqp(FLOW, &[b"\x40", b"\x43", b"\x43", b"\x43", b"\x43"]),
+            amqp(DISPOSITION, &[b"\x41", b"\x52\x01", b"\x52\x09"]),
+            amqp(DETACH, &[b"\x43"]),
+            amqp(END, &[]),
+            amqp(CLOSE, &[]),
+        ];
+        assert_eq!(after_attach(Side::Receiver, &good), Ok(0));
+        // A frame that is not complete is left for later.
+        let cut = transfer(false, data);
+        assert_eq!(
+            after_attach(Side::Receiver, &[cut[..cut.len() - 1].to_vec()]),
+            Ok(cut.len() - 1)
+        );
+    }
+
+    #[test]
+    fn what_the_library_could_not_stand_is_refused() {
+        let data = b"\x00\x53\x75\xa0\x05hello".as_slice();
+        let receiver = |more: &[Vec<u8>]| refused(Side::Receiver, more);
+        // Nesting, as a described value in a described value, and as lists.
+        let described = [&b"\x00\x53\x00".repeat(5000)[..], b"\x40"].concat();
+        let mut lists = b"\x45".to_vec();
+        for _ in 0..100 {
+            let mut list = vec![0xd0];
+            list.extend_from_slice(&(lists.len() as u32 + 4).to_be_bytes());
+            list.extend_from_slice(&1u32.to_be_bytes());
+            list.extend_from_slice(&lists);
+            lists = list;
+        }
+        for deep in [&described, &lists] {
+            assert_eq!(
+                receiver(&[amqp(DETACH, &[b"\x43", b"\x41", deep])]),
+                "a value nested too deep"
+            );
+            let payload = [b"\x00\x53\x72".as_slice(), deep].concat();
+            assert_eq!(
+                receiver(&[transfer(false, &payload)]),
+                "a value nested too deep"
+            );
+        }
+        let all = amqp(DISPOSITION, &[b"\x41", b"\x43", b"\x70\xff\xff\xff\xff"]);
+        assert_eq!(receiver(&[all]), "a disposition of too many messages");
+        assert_eq!(receiver(&[amqp(BEGIN, &[])]), "a second session");
+        assert_eq!(receiver(&[attach()]), "a second link");
+        assert_eq!(receiver(&[open()]), "a second open frame");
+        let flow = amqp(FLOW, &[b"\x40", b"\x43", b"\x43", b"\x43", b"\x52\x07"]);
+        assert_eq!(receiver(&[flow]), "a flow for an unknown link");
+        assert_eq!(
+            receiver(&vec![transfer(false, data); CREDIT as usize + 1]),
+            "more messages than there was credit for"
+        );
+        assert_eq!(
+            refused(Side::Sender, &[transfer(false, data)]),
+            "a message against the direction of the link"
+        );
+        assert_eq!(
+            receiver(&[transfer(true, data), transfer(false, b"x")]),
+            "a message longer than its body"
+        );
+        assert_eq!(
+            receiver(&[transfer(false, &data[..7])]),
+            "a message shorter than its body"
+        );
+        assert_eq!(
+            receiver(&[transfer(false, &[data, data].concat())]),
+            "bytes behind a message's body"
+        );
+        assert_eq!(
+            receiver(&[transfer(false, b"\x00\x53\x77\x40")]),
+            "a message body that is not bytes"
+        );
+        let huge = transfer(true, b"\x00\x53\x75\xb0\xff\xff\xff\xffx");
+        assert_eq!(receiver(&[huge]), "a message larger than the link permits");
+        let elements = amqp(
+            DETACH,
+            &[
+                b"\x43",
+                b"\x41",
+                b"\xf0\x00\x00\x00\x05\xff\xff\xff\xff\x40",
+            ],
+        );
+        assert_eq!(receiver(&[elements]), "more elements than bytes");
+        assert_eq!(receiver(&[amqp(0x19, &[])]), "an unknown performative");
+        assert_eq!(
+            receiver(&[b"\x7f\xff\xff\xff\x02\x00\x00\x00".to_vec()]),
+            "a frame of impossible size"
+        );
+        assert_eq!(
+            receiver(&[b"\x00\x00\x00\x07\x02\x00\x00\x00".to_vec()]),
+            "a frame of impossible size"
+        );
+        assert_eq!(
+            receiver(&[AMQP_HEADER.to_vec()]),
+            "a protocol header in the middle"
+        );
+    }
+
+    #[test]
+    fn a_sender_hears_half_of_the_announced_idle_time() {
+        for (announced, heard) in [
+            (
+                b"\x70\x00\x00\x27\x10".as_slice(),
+                b"\x70\x00\x00\x13\x88".as_slice(),
+            ),
+            (b"\x52\xfa", b"\x52\x7d"),
+        ] {
+            let bytes = [
+                AMQP_HEADER.to_vec(),
+                amqp(OPEN, &[b"\xa1\x01x", b"\x40", b"\x40", b"\x40", announced]),
+            ]
+            .concat();
+            let (mut sender, mut receiver) = (bytes.clone(), bytes.clone());
+            assert_eq!(guard(Side::Sender).check(&mut sender), Ok(bytes.len()));
+            assert!(sender.ends_with(heard));
+            assert_eq!(guard(Side::Receiver).check(&mut receiver), Ok(bytes.len()));
+            assert_eq!(receiver, bytes);
+        }
+        let mut often = [
+            AMQP_HEADER.to_vec(),
+            amqp(
+                OPEN,
+                &[b"\xa1\x01x", b"\x40", b"\x40", b"\x40", b"\x52\x01"],
+            ),
+        ]
+        .concat();
+        assert!(guard(Side::Receiver).check(&mut often).is_err());
+    }
+
+    #[test]
+    fn reading_pauses_for_bytes_and_goes_on_when_they_are_taken() {
+        let read_ahead = ReadAhead::default();
+        read_ahead.add(READ_AHEAD_BYTES).unwrap();
+        assert!(!read_ahead.is_full());
+        read_ahead.add(1).unwrap();
+        assert!(read_ahead.is_full());
+        read_ahead.take();
+        assert!(!read_ahead.is_full());
+        (0..3).for_each(|_| read_ahead.take());
+        assert!(!read_ahead.is_full());
+    }
+
+    proptest! {
+        /// No bytes make it panic, and how they are cut into reads changes nothing.
+        #[test]
+        fn any_bytes_in_any_pieces(
+            bodies in prop::collection::vec((0u8..3, prop::sample::select((0x0eu8..0x1a).collect::<Vec<_>>()), prop::collection::vec(any::<u8>(), 0..80)), 0..8),
+            tail in prop::collection::vec(any::<u8>(), 0..64),
+            step in 1usize..50,
+            receiver in any::<bool>(),
+        ) {
+            let side = if receiver { Side::Receiver } else { Side::Sender };
+            let mut bytes = [AMQP_HEADER.to_vec(), open()].concat();
+            for (kind, code, body) in bodies {
+                let mut whole = vec![0x00, 0x53, code];
+                whole.extend_from_slice(&body);
+                bytes.extend_from_slice(&frame(kind, &whole));
+            }
+            bytes.extend_from_slice(&tail);
+            let at_once = guard(side).check(&mut bytes.clone());
+            let (mut guard, mut buffer, mut checked) = (guard(side), Vec::new(), 0);
+            let mut verdict = Ok(());
+            for piece in bytes.chunks(step) {
+                buffer.extend_from_slice(piece);
+                match guard.check(&mut buffer) {
+                    Ok(length) => {
+                        checked += length;
+                        buffer.drain(..length);
+                    }
+                    Err(violation) => {
+                        verdict = Err(violation);
+                        break;
+                    }
+                }
+            }
+            match at_once {
+                Ok(length) => prop_assert_eq!((verdict, checked), (Ok(()), length)),
+                Err(violation) => prop_assert_eq!(verdict, Err(violation)),
+            }
+        }
+
+        /// Values of any shape are walked to exactly their end or refused.
+        #[test]
+        fn a_walk_ends_within_the_bytes(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(end) = skip(&bytes, 0, 0) {
+                prop_assert!(end <= bytes.len());
+            }
+            let _ = sections(&bytes);
+        }
+    }
+}

@@ -3,53 +3,63 @@
 use std::fmt;
 use std::sync::Arc;
 
-use quorate_identity::X500Name;
+use quorate_identity::{
+    Clock, NodeKeys, X500Name, peer_name, tls_client_config, tls_server_config,
+};
+use quorate_runtime::tasks::chain;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ServerConfig};
 
-type ClientConfigFor = dyn Fn(&X500Name) -> Arc<ClientConfig> + Send + Sync;
-type NameOf = dyn Fn(&[CertificateDer<'_>]) -> Result<X500Name, String> + Send + Sync;
+type ClientConfigFor = dyn Fn(&[X500Name]) -> Arc<ClientConfig> + Send + Sync;
+type AnswersFor = dyn Fn(&X500Name) -> Vec<X500Name> + Send + Sync;
 
-/// The TLS configurations and the rule by which a certificate becomes a legal name.
+/// The TLS configurations, and which certificates may answer for which party.
 ///
-/// Messaging relies on three things: the server configuration demands a client certificate and trusts only our
-/// network's root; the client configuration for a name refuses every certificate that is not that name's; the name is
-/// read from the certificate that was verified.
+/// Everything rests on identity's rules: a peer has to show a TLS certificate of our network, and a server's must carry
+/// a name that we expect.
 #[derive(Clone)]
 pub struct Security {
     pub(crate) server: Arc<ServerConfig>,
     client: Arc<ClientConfigFor>,
-    name_of: Arc<NameOf>,
+    answers_for: Arc<AnswersFor>,
 }
 
 impl Security {
-    /// From ready-made parts. `client` is called once per peer, `name_of` once per connection.
-    pub fn new(
-        server: Arc<ServerConfig>,
-        client: impl Fn(&X500Name) -> Arc<ClientConfig> + Send + Sync + 'static,
-        name_of: impl Fn(&[CertificateDer<'_>]) -> Result<X500Name, String> + Send + Sync + 'static,
-    ) -> Self {
+    /// With a node's keys. `clock` judges certificates' validity.
+    ///
+    /// Each party answers for itself, until [`Security::with_answering`] says more.
+    pub fn of_node(keys: &NodeKeys, clock: Clock) -> Self {
+        let server = tls_server_config(keys, clock.clone());
+        let keys = keys.clone();
         Self {
             server,
-            client: Arc::new(client),
-            name_of: Arc::new(name_of),
+            client: Arc::new(move |expected| tls_client_config(&keys, expected, clock.clone())),
+            answers_for: Arc::new(|peer| vec![peer.clone()]),
         }
     }
 
-    pub(crate) fn client(&self, peer: &X500Name) -> Arc<ClientConfig> {
-        (self.client)(peer)
+    /// Some parties are reached at nodes of another legal name: a notary service at any of its members. `answers_for`
+    /// gives the legal names whose nodes may receive messages for a party; it is asked before every attempt to connect.
+    #[must_use]
+    pub fn with_answering(
+        mut self,
+        answers_for: impl Fn(&X500Name) -> Vec<X500Name> + Send + Sync + 'static,
+    ) -> Self {
+        self.answers_for = Arc::new(answers_for);
+        self
     }
 
-    /// The legal name behind the certificates that a peer has shown.
-    pub(crate) fn name_of(
-        &self,
-        certificates: Option<&[CertificateDer<'_>]>,
-    ) -> Result<X500Name, String> {
-        match certificates {
-            Some(certificates) if !certificates.is_empty() => (self.name_of)(certificates),
-            _ => Err("the peer has shown no certificate".to_owned()),
-        }
+    /// The legal names that may answer for a party, and the configuration that refuses all others.
+    pub(crate) fn towards(&self, peer: &X500Name) -> (Vec<X500Name>, Arc<ClientConfig>) {
+        let expected = (self.answers_for)(peer);
+        let config = (self.client)(&expected);
+        (expected, config)
     }
+}
+
+/// The legal name behind the certificates that a peer has shown.
+pub(crate) fn name_of(certificates: Option<&[CertificateDer<'_>]>) -> Result<X500Name, String> {
+    peer_name(certificates.unwrap_or_default()).map_err(|error| chain(&error))
 }
 
 impl fmt::Debug for Security {
