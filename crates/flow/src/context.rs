@@ -11,12 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use quorate_identity::{Party, PublicKey, SecureHash, Signature, X500Name};
+use quorate_identity::{Party, PublicKey, SecureHash, X500Name};
 use quorate_ledger::network::NotaryInfo;
 use quorate_ledger::vault::{Criteria, Page, VaultQuery};
 use quorate_ledger::{
-    AttachmentId, ContractRef, SignedTransaction, StateAndRef, StateRef, Timestamp,
-    TransactionSignature, TxId,
+    AttachmentId, ContractRef, NotarisationAnswer, NotarisationMessage, NotarisationRequest,
+    RequestSignature, SignedTransaction, StateAndRef, StateRef, Timestamp, TransactionSignature,
+    TxId,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -125,7 +126,21 @@ impl Context {
 
     /// The party with this legal name, if it is in the network map.
     pub async fn party(&self, name: &X500Name) -> Result<Party, FlowError> {
-        match self.operation(Request::Party { name: name.clone() }).await? {
+        match self
+            .operation(Request::Party { name: name.clone() })
+            .await?
+        {
+            Reply::Party(party) => Ok(party),
+            other => Err(unexpected("a party", &other)),
+        }
+    }
+
+    /// The party whose identity key this is, if it is in the network map.
+    pub async fn party_of_key(&self, key: &PublicKey) -> Result<Party, FlowError> {
+        match self
+            .operation(Request::PartyOfKey { key: key.clone() })
+            .await?
+        {
             Reply::Party(party) => Ok(party),
             other => Err(unexpected("a party", &other)),
         }
@@ -188,11 +203,30 @@ impl Context {
         }
     }
 
-    /// Signs bytes with one of our keys.
-    pub async fn sign_bytes(&self, bytes: Vec<u8>, by: PublicKey) -> Result<Signature, FlowError> {
-        match self.host(HostRequest::SignBytes { bytes, by }).await? {
-            Reply::Signature(signature) => Ok(signature),
+    /// Signs a request to a notary.
+    pub(crate) async fn sign_notarisation(
+        &self,
+        request: NotarisationRequest,
+    ) -> Result<RequestSignature, FlowError> {
+        match self.host(HostRequest::SignNotarisation { request }).await? {
+            Reply::RequestSignature(signature) => Ok(signature),
             other => Err(unexpected("a signature", &other)),
+        }
+    }
+
+    /// On a notary: checks a request and commits its states.
+    pub(crate) async fn commit_as_notary(
+        &self,
+        requester: Party,
+        message: NotarisationMessage,
+    ) -> Result<NotarisationAnswer, FlowError> {
+        let message = Box::new(message);
+        match self
+            .host(HostRequest::Notarise { requester, message })
+            .await?
+        {
+            Reply::NotaryAnswer(answer) => Ok(answer),
+            other => Err(unexpected("a notary's answer", &other)),
         }
     }
 
@@ -613,10 +647,8 @@ impl Cell {
     fn answer_of(&mut self, sequence: u32) -> Poll<Reply> {
         match (&self.pending, self.answer.take()) {
             (Some(pending), Some(reply)) if pending.sequence == sequence => {
-                self.entries.push((
-                    sequence,
-                    encode_entry(pending.kind, pending.tag, &reply),
-                ));
+                self.entries
+                    .push((sequence, encode_entry(pending.kind, pending.tag, &reply)));
                 self.pending = None;
                 Poll::Ready(reply)
             }
@@ -724,6 +756,10 @@ impl Cell {
                 Some(party) => Reply::Party(party.clone()),
                 None => unknown(format!("party '{name}'")),
             },
+            Request::PartyOfKey { key } => match self.surroundings.party_of_key(&key) {
+                Some(party) => Reply::Party(party.clone()),
+                None => unknown(format!("the party of key {key}")),
+            },
             Request::Notaries => Reply::Notaries(self.surroundings.notaries.clone()),
             Request::Parameters => Reply::Hash(self.surroundings.parameters),
             Request::Contract { name } => match self.surroundings.contracts.get(&name) {
@@ -746,17 +782,20 @@ impl Cell {
             )));
         }
         let peer = session.peer.clone();
-        self.mail.get(&id)?.iter().find_map(|mail| match &mail.body {
-            SessionMessage::Error { message } => Some(FlowError::Counterparty {
-                peer: peer.clone(),
-                message: message.clone(),
-            }),
-            SessionMessage::Reject { reason } => Some(FlowError::Rejected {
-                peer: peer.clone(),
-                reason: reason.clone(),
-            }),
-            _ => None,
-        })
+        self.mail
+            .get(&id)?
+            .iter()
+            .find_map(|mail| match &mail.body {
+                SessionMessage::Error { message } => Some(FlowError::Counterparty {
+                    peer: peer.clone(),
+                    message: message.clone(),
+                }),
+                SessionMessage::Reject { reason } => Some(FlowError::Rejected {
+                    peer: peer.clone(),
+                    reason: reason.clone(),
+                }),
+                _ => None,
+            })
     }
 
     fn send_payload(&mut self, id: SessionId, payload: Option<Vec<u8>>) {

@@ -93,7 +93,7 @@ macro_rules! sixteen_byte_id {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = String::deserialize(deserializer)?;
+                let text = <String as Deserialize>::deserialize(deserializer)?;
                 text.parse().map_err(serde::de::Error::custom)
             }
         }
@@ -144,9 +144,7 @@ impl ClientId {
     /// A client id: 1 to [`MAX_CLIENT_ID_BYTES`] bytes without control characters.
     pub fn new(text: impl Into<String>) -> Result<Self, IdError> {
         let text = text.into();
-        if text.is_empty()
-            || text.len() > MAX_CLIENT_ID_BYTES
-            || text.chars().any(char::is_control)
+        if text.is_empty() || text.len() > MAX_CLIENT_ID_BYTES || text.chars().any(char::is_control)
         {
             return Err(IdError::BadClientId);
         }

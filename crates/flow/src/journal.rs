@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use borsh::BorshSerialize;
-use quorate_identity::{Party, PublicKey, SecureHash, Signature, X500Name};
+use quorate_identity::{Party, PublicKey, SecureHash, X500Name};
 use quorate_ledger::network::NotaryInfo;
 use quorate_ledger::vault::{Criteria, Page, VaultQuery};
 use quorate_ledger::{
-    AttachmentId, ContractRef, SignedTransaction, StateAndRef, StateRef, Timestamp,
-    TransactionSignature, TxId,
+    AttachmentId, ContractRef, NotarisationAnswer, NotarisationMessage, NotarisationRequest,
+    RequestSignature, SignedTransaction, StateAndRef, StateRef, Timestamp, TransactionSignature,
+    TxId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -63,12 +64,17 @@ pub enum HostRequest {
         /// The keys; the host must hold each.
         by: Vec<PublicKey>,
     },
-    /// Sign bytes with one of our keys. → [`Reply::Signature`]
-    SignBytes {
-        /// The bytes.
-        bytes: Vec<u8>,
-        /// The key.
-        by: PublicKey,
+    /// Sign a request to a notary with our legal identity's key. → [`Reply::RequestSignature`]
+    SignNotarisation {
+        /// The request.
+        request: NotarisationRequest,
+    },
+    /// On a notary: check the request and commit the states. → [`Reply::NotaryAnswer`]
+    Notarise {
+        /// Who asks.
+        requester: Party,
+        /// The request, whose transaction this node has verified if its notary is validating.
+        message: Box<NotarisationMessage>,
     },
     /// Verify signatures, history and contracts of `transaction`; `dependencies` are
     /// transactions that it needs and the store has not, in topological order, which are
@@ -136,7 +142,7 @@ impl HostRequest {
     /// Whether the request reads what the step before it may have written, so that the step
     /// must be committed first.
     pub(crate) fn reads_store(&self) -> bool {
-        !matches!(self, Self::Sign { .. } | Self::SignBytes { .. })
+        !matches!(self, Self::Sign { .. } | Self::SignNotarisation { .. })
     }
 
     /// Whether the request changes something, so that everything the flow has drawn before
@@ -167,8 +173,10 @@ pub enum Reply {
     Hash(Option<SecureHash>),
     /// A contract.
     Contract(ContractRef),
-    /// A signature.
-    Signature(#[serde(with = "borsh_base64")] Signature),
+    /// A signature over a request to a notary.
+    RequestSignature(RequestSignature),
+    /// What a notary answers.
+    NotaryAnswer(NotarisationAnswer),
     /// Signatures over a transaction.
     Signatures(#[serde(with = "borsh_base64")] Vec<TransactionSignature>),
     /// Transaction ids.
@@ -217,6 +225,9 @@ pub(crate) enum Request {
     Party {
         name: X500Name,
     },
+    PartyOfKey {
+        key: PublicKey,
+    },
     Notaries,
     Parameters,
     Contract {
@@ -238,12 +249,14 @@ impl Request {
             Self::Enter { .. } => "enter",
             Self::Record(_) => "record",
             Self::Party { .. } => "party",
+            Self::PartyOfKey { .. } => "party-of-key",
             Self::Notaries => "notaries",
             Self::Parameters => "parameters",
             Self::Contract { .. } => "contract",
             Self::Host(request) => match request {
                 HostRequest::Sign { .. } => "sign",
-                HostRequest::SignBytes { .. } => "sign-bytes",
+                HostRequest::SignNotarisation { .. } => "sign-notarisation",
+                HostRequest::Notarise { .. } => "notarise",
                 HostRequest::Verify { .. } => "verify",
                 HostRequest::Missing { .. } => "missing",
                 HostRequest::Transactions { .. } => "transactions",
@@ -286,6 +299,7 @@ impl Request {
                 &mut print
             }
             Self::Party { name } => print.text(name),
+            Self::PartyOfKey { key } => print.text(key),
             Self::Contract { name } => print.text(name),
             Self::Host(request) => request.fingerprint(&mut print),
         };
@@ -300,7 +314,10 @@ impl HostRequest {
                 print.text(id);
                 print.texts(by)
             }
-            Self::SignBytes { bytes, by } => print.bytes(bytes).text(by),
+            Self::SignNotarisation { request } => print.bytes(&request.encode()),
+            Self::Notarise { requester, message } => {
+                print.text(&requester.name).bytes(&message.encode())
+            }
             Self::Verify {
                 transaction,
                 dependencies,
@@ -357,7 +374,8 @@ impl Fingerprint {
     }
 
     fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
-        self.0.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        self.0
+            .extend_from_slice(&(bytes.len() as u64).to_le_bytes());
         self.0.extend_from_slice(bytes);
         self
     }
@@ -494,4 +512,3 @@ pub(crate) mod borsh_base64 {
         borsh::from_slice(&bytes).map_err(serde::de::Error::custom)
     }
 }
-

@@ -31,9 +31,7 @@ pub use commit::{
 pub use context::{Context, Session};
 pub use error::{FlowError, HostError};
 pub use ids::{ClientId, FlowId, IdError, MAX_CLIENT_ID_BYTES, SessionId};
-pub use journal::{
-    ENTRY_VERSION, HostRequest, LockTarget, Reply, SignaturePolicy, describe_entry,
-};
+pub use journal::{ENTRY_VERSION, HostRequest, LockTarget, Reply, SignaturePolicy, describe_entry};
 pub use machine::{
     Action, Event, FlowView, Limits, Machine, RetryPolicy, StartRefused, Surroundings,
 };

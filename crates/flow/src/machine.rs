@@ -21,14 +21,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use quorate_identity::{Party, SecureHash, X500Name};
+use quorate_identity::{Party, PublicKey, SecureHash, X500Name};
 use quorate_ledger::Timestamp;
 use quorate_ledger::network::NotaryInfo;
 use serde::{Deserialize, Serialize};
 
-use crate::commit::{
-    Checkpoint, FlowOutcome, FlowStart, FlowStatus, InboxId, Origin, StepCommit,
-};
+use crate::commit::{Checkpoint, FlowOutcome, FlowStart, FlowStatus, InboxId, Origin, StepCommit};
 use crate::context::{Cell, Context, Mail, SessionState, Waits};
 use crate::error::{FlowError, HostError};
 use crate::ids::{ClientId, FlowId, SessionId};
@@ -59,6 +57,14 @@ impl Surroundings {
         std::iter::once(&self.me)
             .chain(&self.services)
             .find(|party| party.name == *name)
+    }
+
+    pub(crate) fn party_of_key(&self, key: &PublicKey) -> Option<&Party> {
+        std::iter::once(&self.me)
+            .chain(&self.services)
+            .chain(self.parties.values())
+            .chain(self.notaries.iter().map(|notary| &notary.identity))
+            .find(|party| party.owning_key == *key)
     }
 
     pub(crate) fn party(&self, name: &X500Name) -> Option<&Party> {
@@ -629,9 +635,8 @@ impl Machine {
                 self.advance(now, flow, out);
             }
             Err(reason) => {
-                run.mail = std::mem::take(
-                    &mut cell.lock().unwrap_or_else(PoisonError::into_inner).mail,
-                );
+                run.mail =
+                    std::mem::take(&mut cell.lock().unwrap_or_else(PoisonError::into_inner).mail);
                 self.hospitalise(now, flow, &reason, out);
             }
         }
@@ -1021,8 +1026,8 @@ impl Machine {
             self.mail_to(now, flow, inbox, *envelope, out);
             return;
         }
-        let opens = envelope.from_initiator
-            && matches!(envelope.body, SessionMessage::Initiate { .. });
+        let opens =
+            envelope.from_initiator && matches!(envelope.body, SessionMessage::Initiate { .. });
         let follows_held = self.held.iter().any(|(_, held, _)| {
             held.session == envelope.session && held.from_initiator == envelope.from_initiator
         });
@@ -1128,7 +1133,9 @@ impl Machine {
         let id = envelope.session;
         let mut body = envelope.body;
         let verdict = run.with_mailbox(id, |session, mail, waiting| {
-            let expected = mail.back().map_or(session.received, |last| last.sequence + 1);
+            let expected = mail
+                .back()
+                .map_or(session.received, |last| last.sequence + 1);
             if envelope.sender != session.peer || envelope.sequence < expected {
                 return false;
             }
@@ -1430,7 +1437,10 @@ fn view(flow: FlowId, run: &Run) -> FlowView {
     let (mut waiting_for, mut peers) = (None, BTreeSet::new());
     if let Some(active) = &run.active {
         let cell = active.cell();
-        let open = cell.sessions.values().filter(|s| !s.closed && !s.peer_ended);
+        let open = cell
+            .sessions
+            .values()
+            .filter(|s| !s.closed && !s.peer_ended);
         peers.extend(open.map(|session| session.peer.clone()));
         waiting_for = cell.pending.as_ref().map(|pending| match &pending.waits {
             Waits::Mail { session, .. } => match cell.sessions.get(session) {
@@ -1441,7 +1451,10 @@ fn view(flow: FlowId, run: &Run) -> FlowView {
             Waits::Host(_) => format!("the node to answer '{}'", pending.kind),
         });
     } else if let Base::Known(header) = &run.base {
-        let open = header.sessions.values().filter(|s| !s.closed && !s.peer_ended);
+        let open = header
+            .sessions
+            .values()
+            .filter(|s| !s.closed && !s.peer_ended);
         peers.extend(open.map(|session| session.peer.clone()));
     }
     FlowView {

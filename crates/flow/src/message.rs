@@ -10,10 +10,10 @@ use quorate_identity::{SecureHash, X500Name};
 use crate::ids::SessionId;
 
 /// The largest encoded envelope that will be read, in bytes.
-pub const MAX_ENVELOPE_BYTES: usize = 10_485_760;
+pub(crate) const MAX_ENVELOPE_BYTES: usize = quorate_ledger::MAX_MESSAGE_BYTES;
 
 /// The longest text of an error or a refusal that is sent to a peer, in characters.
-pub const MAX_REASON_CHARS: usize = 2_000;
+pub(crate) const MAX_REASON_CHARS: usize = 2_000;
 
 /// Which instance of the sending node wrote a message, and under which lease generation.
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]

@@ -36,10 +36,7 @@ pub trait Responder: 'static {
     const INITIATED_BY: &'static str;
 
     /// The body; `session` leads to the initiator.
-    fn call(
-        ctx: Context,
-        session: Session,
-    ) -> impl Future<Output = Result<(), FlowError>> + Send;
+    fn call(ctx: Context, session: Session) -> impl Future<Output = Result<(), FlowError>> + Send;
 }
 
 /// Something that a flow causes outside the ledger, with a recorded result.

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use borsh::{BorshDeserialize, BorshSerialize};
+use quorate_identity::SecureHash;
 use quorate_ledger::{AttachmentId, SignedTransaction, TxId};
 
 use crate::commit::{Finality, StatesToRecord};
@@ -155,7 +156,7 @@ pub(super) async fn accept(session: &Session) -> Result<(), FlowError> {
 }
 
 /// Fetches the history that the store lacks, in topological order.
-async fn resolve(
+pub(super) async fn resolve(
     ctx: &Context,
     session: &Session,
     transaction: &SignedTransaction,
@@ -219,7 +220,7 @@ async fn fetch_attachments(
         let Exchange::DeliverAttachment(data) = hear(session).await? else {
             return Err(session.malformed("an attachment", "another message came"));
         };
-        if AttachmentId::of(&data) != id {
+        if *id.hash() != SecureHash::of(&data) {
             return Err(session.malformed("an attachment", "its bytes have another hash"));
         }
         ctx.store_attachment(data).await?;

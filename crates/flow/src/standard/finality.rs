@@ -11,7 +11,8 @@ use crate::context::{Context, Session};
 use crate::error::FlowError;
 use crate::journal::SignaturePolicy;
 use crate::standard::exchange::{accept, offer, receive_and_verify, serve};
-use crate::standard::notarise::{needs_notary, notarise};
+use crate::standard::notarise::notarise;
+use crate::standard::signatures::signed;
 
 /// Verifies, notarises and records a transaction, and lets the parties of `sessions` (each runs
 /// [`receive_finality`]) do the same. Every required signature but the notary's is there.
@@ -20,8 +21,9 @@ pub async fn finalise(
     transaction: &SignedTransaction,
     sessions: &[Session],
 ) -> Result<SignedTransaction, FlowError> {
-    ctx.verify(transaction, SignaturePolicy::AllButNotary).await?;
-    let notary_needed = needs_notary(transaction);
+    ctx.verify(transaction, SignaturePolicy::AllButNotary)
+        .await?;
+    let notary_needed = transaction.wire().needs_notary();
     if notary_needed && !sessions.is_empty() {
         ctx.record(
             vec![transaction.clone()],
@@ -44,7 +46,7 @@ pub async fn finalise(
         ctx.progress("Requesting the notary's signature.");
         signatures = notarise(ctx, transaction).await?;
     }
-    let transaction = transaction.with_signatures(signatures.clone());
+    let transaction = signed(transaction, signatures.clone())?;
     ctx.progress("Recording the transaction.");
     ctx.record(
         vec![transaction.clone()],
@@ -68,8 +70,7 @@ pub async fn receive_finality(
     expected: Option<TxId>,
     states: StatesToRecord,
 ) -> Result<SignedTransaction, FlowError> {
-    let received =
-        receive_and_verify(ctx, session, |_| SignaturePolicy::AllButNotary).await?;
+    let received = receive_and_verify(ctx, session, |_| SignaturePolicy::AllButNotary).await?;
     let transaction = received.transaction;
     if expected.is_some_and(|expected| expected != transaction.id()) {
         return Err(session.malformed("the agreed transaction", "another transaction came"));
@@ -85,11 +86,11 @@ pub async fn receive_finality(
     accept(session).await?;
     ctx.progress("Waiting for the notarised transaction.");
     let bytes = session.receive_bytes().await?;
-    let signatures: Vec<TransactionSignature> = borsh::from_slice(&bytes)
-        .map_err(|error| care(session, &transaction, error))?;
-    let transaction = transaction.with_signatures(signatures);
-    transaction
-        .verify_required_signatures()
+    let signatures: Vec<TransactionSignature> =
+        borsh::from_slice(&bytes).map_err(|error| care(session, &transaction, error))?;
+    let transaction = transaction
+        .with_signatures(signatures)
+        .and_then(|signed| signed.verify_required_signatures().map(|()| signed))
         .map_err(|error| care(session, &transaction, error))?;
     ctx.record(vec![transaction.clone()], states, Finality::Final)
         .await?;

@@ -10,15 +10,50 @@
 //! | [`collect_signatures`] | [`sign_transaction`] |
 //! | [`finalise`] | [`receive_finality`] |
 //! | [`notarise`] | the notary service |
+//!
+//! [`Standard`] is the application that every node has installed: changing notaries, and the
+//! part of a validating notary that is a flow.
 
 mod exchange;
 mod finality;
 mod notarise;
+mod notary_change;
 mod signatures;
+
+use std::sync::Arc;
+
+use quorate_ledger::Contract;
+
+use crate::registry::{App, FlowRegistry};
 
 pub use exchange::{
     MAX_DEPENDENCIES, MAX_DEPENDENCY_BYTES, Received, receive_transaction, send_transaction,
 };
 pub use finality::{finalise, receive_finality};
-pub use notarise::{NOTARISE, VALIDATING_NOTARISE, needs_notary, notarise};
+pub use notarise::{NOTARISE, VALIDATING_NOTARISE, notarise};
+pub use notary_change::ChangeNotary;
 pub use signatures::{collect_signatures, sign_transaction};
+
+/// The application that every node has installed.
+pub struct Standard;
+
+impl App for Standard {
+    fn name(&self) -> &str {
+        "quorate"
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn contracts(&self) -> Vec<Arc<dyn Contract>> {
+        Vec::new()
+    }
+
+    fn register_flows(&self, registry: &mut FlowRegistry) {
+        registry
+            .flow::<ChangeNotary>()
+            .responder::<notary_change::AgreeToChange>()
+            .responder::<notarise::ValidatingNotarise>();
+    }
+}

@@ -1,30 +1,27 @@
-//! Asking a notary for its signature.
+//! Asking a notary for its signature, and the part of a validating notary that is a flow.
 
 use std::time::Duration;
 
 use quorate_ledger::{
-    FilteredTransaction, NotarisationAnswer, NotarisationMessage, NotarisationPayload,
-    NotarisationRequest, NotaryError, SignedTransaction, TransactionSignature,
+    NotarisationAnswer, NotarisationMessage, NotarisationPayload, NotarisationRequest, NotaryError,
+    SignedTransaction, TransactionSignature,
 };
 
-use crate::context::Context;
+use crate::commit::{Finality, StatesToRecord};
+use crate::context::{Context, Session};
 use crate::error::FlowError;
-use crate::standard::exchange::{offer, serve};
+use crate::journal::SignaturePolicy;
+use crate::registry::Responder;
+use crate::standard::exchange::{accept, resolve, serve};
+use crate::standard::signatures::signed;
 
 /// The flow name under which a non-validating notary is addressed: one message with a tear-off,
 /// one answer.
 pub const NOTARISE: &str = "quorate.Notarise";
 
-/// The flow name under which a validating notary is addressed: it receives the whole transaction
-/// and its history first.
+/// The flow name under which a validating notary is addressed: it fetches and verifies the
+/// transaction's history before it answers.
 pub const VALIDATING_NOTARISE: &str = "quorate.NotariseValidating";
-
-/// Whether a transaction is final only with a notary's signature: it consumes states, or must
-/// happen within a time window.
-pub fn needs_notary(transaction: &SignedTransaction) -> bool {
-    let wire = transaction.wire();
-    !wire.inputs().is_empty() || !wire.references().is_empty() || wire.time_window().is_some()
-}
 
 /// The notary's signatures over a transaction, which has all others.
 ///
@@ -51,22 +48,20 @@ pub async fn notarise(
             ))
         })?
         .validating;
-    let me = ctx.me();
-    let request = NotarisationRequest::of(wire);
-    let signature = ctx
-        .sign_bytes(request.signable_bytes(), me.owning_key.clone())
-        .await?;
+    let request_signature = ctx.sign_notarisation(NotarisationRequest::of(wire)).await?;
     loop {
         let payload = if validating {
-            NotarisationPayload::Full(transaction.clone())
+            NotarisationPayload::Full {
+                tx: transaction.clone(),
+                dependencies: Vec::new(),
+            }
         } else {
-            let tear_off = FilteredTransaction::for_notary(wire)
-                .map_err(|error| FlowError::failed(format!("tear-off of {id}: {error}")))?;
-            NotarisationPayload::Filtered(tear_off)
+            NotarisationPayload::filtered(wire)
+                .map_err(|error| FlowError::failed(format!("tear-off of {id}: {error}")))?
         };
         let message = NotarisationMessage {
             payload,
-            request_signature: (me.owning_key.clone(), signature.clone()).into(),
+            request_signature: request_signature.clone(),
         };
         let name = if validating {
             VALIDATING_NOTARISE
@@ -76,7 +71,6 @@ pub async fn notarise(
         let session = ctx.session_for(&notary.name, name).await?;
         session.send_bytes(message.encode()).await?;
         if validating {
-            offer(&session, transaction).await?;
             serve(ctx, &session, transaction).await?;
         }
         let bytes = session.receive_bytes().await?;
@@ -84,8 +78,7 @@ pub async fn notarise(
             .map_err(|error| session.malformed("a notary's answer", error))?;
         match answer {
             NotarisationAnswer::Signed(signatures) => {
-                let by_notary = signatures.iter().any(|s| s.by == notary.owning_key);
-                if !by_notary {
+                if !signatures.iter().any(|s| s.by == notary.owning_key) {
                     let why = "it lacks the notary's own signature";
                     return Err(session.malformed("a notary's answer", why));
                 }
@@ -104,5 +97,51 @@ pub async fn notarise(
                 return Err(FlowError::Notary { tx: id, error });
             }
         }
+    }
+}
+
+/// A validating notary's answer: verify everything, then commit.
+pub(super) struct ValidatingNotarise;
+
+impl Responder for ValidatingNotarise {
+    const INITIATED_BY: &'static str = VALIDATING_NOTARISE;
+
+    async fn call(ctx: Context, session: Session) -> Result<(), FlowError> {
+        let bytes = session.receive_bytes().await?;
+        let message = NotarisationMessage::decode(&bytes)
+            .map_err(|error| session.malformed("a notarisation request", error))?;
+        let NotarisationPayload::Full { tx, .. } = &message.payload else {
+            let why = "this notary is validating and needs the whole transaction";
+            return Err(session.malformed("a notarisation request", why));
+        };
+        let transaction = tx.clone();
+        let dependencies = resolve(&ctx, &session, &transaction).await?;
+        let verdict = ctx
+            .verify_with(
+                &transaction,
+                dependencies.clone(),
+                SignaturePolicy::AllButNotary,
+            )
+            .await;
+        accept(&session).await?;
+        let answer = match verdict {
+            Ok(()) => {
+                ctx.record(dependencies, StatesToRecord::None, Finality::Final)
+                    .await?;
+                let requester = ctx.party(session.counterparty()).await?;
+                ctx.commit_as_notary(requester, message).await?
+            }
+            Err(FlowError::Verification { reason, .. }) => {
+                NotarisationAnswer::Refused(NotaryError::TransactionInvalid(reason))
+            }
+            Err(error) => return Err(error),
+        };
+        if let NotarisationAnswer::Signed(signatures) = &answer {
+            // Transactions that build on this one are verified against it later.
+            let notarised = signed(&transaction, signatures.clone())?;
+            ctx.record(vec![notarised], StatesToRecord::None, Finality::Final)
+                .await?;
+        }
+        session.send_bytes(answer.encode()).await
     }
 }

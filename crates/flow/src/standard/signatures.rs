@@ -25,12 +25,12 @@ pub async fn collect_signatures(
     for session in sessions {
         offer(session, transaction).await?;
     }
-    let mut signed = transaction.clone();
+    let mut collected = transaction.clone();
     for session in sessions {
         serve(ctx, session, transaction).await?;
         let bytes = session.receive_bytes().await?;
-        let signatures: Vec<TransactionSignature> = borsh::from_slice(&bytes)
-            .map_err(|error| session.malformed("signatures", error))?;
+        let signatures: Vec<TransactionSignature> =
+            borsh::from_slice(&bytes).map_err(|error| session.malformed("signatures", error))?;
         if signatures.is_empty() || signatures.len() > MAX_SIGNATURES {
             return Err(session.malformed("signatures", format!("{} came", signatures.len())));
         }
@@ -39,9 +39,9 @@ pub async fn collect_signatures(
                 .verify(&transaction.id())
                 .map_err(|error| session.malformed("signatures", error))?;
         }
-        signed = signed.with_signatures(signatures);
+        collected = signed(&collected, signatures)?;
     }
-    Ok(signed)
+    Ok(collected)
 }
 
 /// Receives a transaction, verifies it, lets `check` decide, and signs with those of our keys
@@ -58,9 +58,12 @@ pub async fn sign_transaction(
     .await?;
     let transaction = received.transaction;
     let me = ctx.me();
-    let required: BTreeSet<PublicKey> = transaction.required_signers().into_iter().collect();
+    let required: BTreeSet<PublicKey> = transaction.required_signers();
     let initiator = ctx.party(session.counterparty()).await?;
-    if transaction.missing_signers().contains(&initiator.owning_key) {
+    if transaction
+        .missing_signers()
+        .contains(&initiator.owning_key)
+    {
         return Err(session.malformed("a transaction to sign", "it has not signed it itself"));
     }
     if !required.contains(&me.owning_key) {
@@ -73,5 +76,18 @@ pub async fn sign_transaction(
     let signatures = ctx.sign(transaction.id(), vec![me.owning_key]).await?;
     let bytes = borsh::to_vec(&signatures).expect("writing to memory cannot fail");
     session.send_bytes(bytes).await?;
-    Ok(transaction.with_signatures(signatures))
+    signed(&transaction, signatures)
+}
+
+/// The transaction with more signatures.
+pub(super) fn signed(
+    transaction: &SignedTransaction,
+    more: Vec<TransactionSignature>,
+) -> Result<SignedTransaction, FlowError> {
+    transaction
+        .with_signatures(more)
+        .map_err(|error| FlowError::Verification {
+            tx: transaction.id(),
+            reason: error.to_string(),
+        })
 }

@@ -1,0 +1,73 @@
+//! Where spent states are remembered.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use quorate_flow::InboxId;
+use quorate_storage::{
+    CommitError, NotaryCommit, NotaryEntry, NotaryResult, Queued, Respond, UnitOfWork, Writer,
+};
+
+/// Requests that are decided together, in order.
+pub struct Batch {
+    /// The requests.
+    pub entries: Vec<NotaryEntry>,
+    /// The messages that brought them; they leave the inbox with the decision.
+    pub consumed: Vec<InboxId>,
+    /// Makes the answers from the decisions.
+    pub respond: Respond,
+}
+
+/// A batch was not decided; nothing of it is to be believed.
+#[derive(Debug, thiserror::Error)]
+#[error("the notary's batch was not committed")]
+pub struct UniquenessError {
+    /// What the store says.
+    #[source]
+    pub source: CommitError,
+    /// Offering the same batch again may succeed.
+    pub transient: bool,
+}
+
+/// Decides batches: each request's inputs become spent, all or none, and only if no other
+/// transaction has spent them; a transaction that was committed before is confirmed. When the
+/// returned future resolves, decisions and answers are durable.
+///
+/// One provider keeps the states in the node's own database; a replicated one orders the batch
+/// first and applies it on every member.
+pub trait Uniqueness: Send + Sync + 'static {
+    /// Decides a batch. Returns the decisions in order, and the answers as queued.
+    fn commit(&self, batch: Batch) -> Pin<Box<dyn Future<Output = Decided> + Send + '_>>;
+}
+
+type Decided = Result<(Vec<NotaryResult>, Vec<Queued>), UniquenessError>;
+
+/// The provider over the node's own database.
+pub struct Database {
+    writer: Writer,
+}
+
+impl Database {
+    /// Spent states in the database behind `writer`.
+    pub fn new(writer: Writer) -> Self {
+        Self { writer }
+    }
+}
+
+impl Uniqueness for Database {
+    fn commit(&self, batch: Batch) -> Pin<Box<dyn Future<Output = Decided> + Send + '_>> {
+        Box::pin(async move {
+            let mut unit = UnitOfWork::new();
+            unit.consumed = batch.consumed;
+            unit.notary = Some(NotaryCommit {
+                entries: batch.entries,
+                respond: batch.respond,
+            });
+            let committed = self.writer.commit(unit).await.map_err(|source| {
+                let transient = matches!(source, CommitError::Transient(_));
+                UniquenessError { source, transient }
+            })?;
+            Ok((committed.notary, committed.outgoing))
+        })
+    }
+}
