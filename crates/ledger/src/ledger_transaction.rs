@@ -149,7 +149,7 @@ impl Attachment {
             });
         }
         Ok(Self {
-            id: AttachmentId::new(SecureHash::of(&content)),
+            id: AttachmentId::of(&content),
             content,
         })
     }

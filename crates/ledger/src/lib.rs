@@ -44,7 +44,7 @@ pub use notarisation::{
 };
 pub use reference::{AttachmentId, ReferenceError, StateRef, TxId, UniqueId};
 pub use signature::{
-    BatchError, SignatureMetadata, TransactionSignature, TransactionSignatureError, sign_batch,
+    SignatureMetadata, TransactionSignature, TransactionSignatureError, sign_batch,
     sign_transaction, signable,
 };
 pub use signed_transaction::{SignaturesError, SignedTransaction};

@@ -154,10 +154,15 @@ impl PartyAndCertificate {
         &self.path
     }
 
-    /// Leads the certificates to the trust root. A party on the ledger is an organisation or a service.
-    fn validate(&self, trust_root: &Certificate, now: UnixTime) -> Result<(), PathError> {
+    /// Leads the certificates to the trust root, in one of the roles that sign on the ledger.
+    fn validate(
+        &self,
+        trust_root: &Certificate,
+        now: UnixTime,
+        may_be_service: bool,
+    ) -> Result<(), PathError> {
         let expected = match self.path.leaf().role() {
-            Some(CertRole::ServiceIdentity) => CertRole::ServiceIdentity,
+            Some(CertRole::ServiceIdentity) if may_be_service => CertRole::ServiceIdentity,
             _ => CertRole::LegalIdentity,
         };
         validate_path(&self.path, trust_root, now, expected).map(drop)
@@ -343,10 +348,13 @@ impl SignedNodeInfo {
             });
         }
         let message = Purpose::NodeInfo.message(&self.raw);
-        for (identity, signature) in info.identities.iter().zip(&self.signatures) {
+        for (index, (identity, signature)) in
+            info.identities.iter().zip(&self.signatures).enumerate()
+        {
+            // The first identity is the organisation's own; services follow.
             let name = || identity.name().clone();
             identity
-                .validate(trust_root, now)
+                .validate(trust_root, now, index > 0)
                 .map_err(|source| NetworkError::Path {
                     name: name(),
                     source,

@@ -17,8 +17,8 @@ use crate::{
     canonical::{self, DecodeError, serde_as_base64},
     component::{Component, ComponentGroup},
     limits::{
-        MAX_INPUTS, MAX_NOTARISATION_DEPENDENCIES, MAX_REFERENCES, MAX_SIGNATURES, MAX_VALUE_BYTES,
-        PLATFORM_VERSION,
+        MAX_INPUTS, MAX_NOTARISATION_DEPENDENCIES, MAX_REASON_BYTES, MAX_REFERENCES,
+        MAX_SIGNATURES, MAX_VALUE_BYTES, PLATFORM_VERSION,
     },
     reference::{StateRef, TxId},
     signature::{Purpose, TransactionSignature},
@@ -304,9 +304,15 @@ pub enum NotarisationAnswer {
 }
 
 impl NotarisationAnswer {
-    /// The canonical bytes, versioned.
+    /// The canonical bytes, versioned. A reason longer than [`MAX_REASON_BYTES`] is cut.
     pub fn encode(&self) -> Vec<u8> {
-        canonical::encode(&VersionedMessage::V1(self))
+        let mut answer = self.clone();
+        if let Self::Refused(error) = &mut answer
+            && let Some(reason) = error.reason_mut()
+        {
+            reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
+        }
+        canonical::encode(&VersionedMessage::V1(answer))
     }
 
     /// Reads canonical bytes. Verifies no signature.
@@ -314,12 +320,23 @@ impl NotarisationAnswer {
         const WHAT: &str = "notarisation answer";
         let VersionedMessage::V1(answer) =
             canonical::decode::<VersionedMessage<Self>>(WHAT, bytes, MAX_VALUE_BYTES)?;
-        match &answer {
-            Self::Signed(signatures) if signatures.len() > MAX_SIGNATURES => Err(
-                DecodeError::invalid(WHAT, format!("{} signatures", signatures.len())),
-            ),
-            _ => Ok(answer),
-        }
+        let reason = match &answer {
+            Self::Signed(signatures) if signatures.len() > MAX_SIGNATURES => "too many signatures",
+            Self::Refused(NotaryError::Conflict { consumed, .. })
+                if consumed.len() > MAX_INPUTS + MAX_REFERENCES =>
+            {
+                "more conflicts than a transaction has states"
+            }
+            Self::Refused(error)
+                if error
+                    .reason()
+                    .is_some_and(|reason| reason.len() > MAX_REASON_BYTES) =>
+            {
+                "the reason is too long"
+            }
+            _ => return Ok(answer),
+        };
+        Err(DecodeError::invalid(WHAT, reason))
     }
 }
 
@@ -383,6 +400,24 @@ pub enum NotaryError {
 }
 
 impl NotaryError {
+    fn reason(&self) -> Option<&String> {
+        match self {
+            Self::TransactionInvalid(reason)
+            | Self::RequestSignatureInvalid(reason)
+            | Self::General(reason) => Some(reason),
+            _ => None,
+        }
+    }
+
+    fn reason_mut(&mut self) -> Option<&mut String> {
+        match self {
+            Self::TransactionInvalid(reason)
+            | Self::RequestSignatureInvalid(reason)
+            | Self::General(reason) => Some(reason),
+            _ => None,
+        }
+    }
+
     /// Whether the same request may be answered differently later.
     pub fn is_transient(&self) -> bool {
         match self {

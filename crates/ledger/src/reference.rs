@@ -84,6 +84,13 @@ hash_newtype! {
     AttachmentId, "an attachment id (64 hexadecimal digits)"
 }
 
+impl AttachmentId {
+    /// The id of an attachment with this content.
+    pub fn of(content: &[u8]) -> Self {
+        Self::new(SecureHash::of(content))
+    }
+}
+
 /// Names a state: the output with this index of that transaction. Text and JSON are `<transaction id>(<index>)`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, BorshSerialize, BorshDeserialize)]
 pub struct StateRef {

@@ -190,48 +190,37 @@ pub fn signable(hash: &SecureHash, metadata: &SignatureMetadata) -> Vec<u8> {
 
 /// Signs one transaction.
 pub fn sign_transaction(key: &KeyPair, id: &TxId) -> TransactionSignature {
-    sign(key, id.hash(), None)
+    sign(key, id.hash())
 }
 
-/// Signs many transactions with one signature; the answers are in the order of `ids`. A batch of one is signed plainly.
-///
-/// # Errors
-/// If there are more ids than a proof can reach ([`MAX_BATCH`]).
-pub fn sign_batch(key: &KeyPair, ids: &[TxId]) -> Result<Vec<TransactionSignature>, BatchError> {
-    match ids {
-        [] => return Ok(Vec::new()),
-        [id] => return Ok(vec![sign_transaction(key, id)]),
-        _ if ids.len() > MAX_BATCH => return Err(BatchError { count: ids.len() }),
-        _ => {}
-    }
-    let leaves: Vec<_> = ids.iter().map(batch_leaf).collect();
-    let shared = sign(key, &merkle::root(&leaves), None);
-    let proofs = MerkleProof::each(&leaves).into_iter();
-    Ok(proofs
-        .map(|proof| TransactionSignature {
-            proof: Some(proof),
-            ..shared.clone()
-        })
-        .collect())
+/// Signs many transactions with one signature; the answers are in the order of `ids`. A batch of one is signed plainly,
+/// and more than [`MAX_BATCH`] are signed as several batches.
+pub fn sign_batch(key: &KeyPair, ids: &[TxId]) -> Vec<TransactionSignature> {
+    let sign_one = |batch: &[TxId]| match batch {
+        [id] => vec![sign_transaction(key, id)],
+        _ => {
+            let leaves: Vec<_> = batch.iter().map(batch_leaf).collect();
+            let shared = sign(key, &merkle::root(&leaves));
+            let proofs = MerkleProof::each(&leaves).into_iter();
+            proofs
+                .map(|proof| TransactionSignature {
+                    proof: Some(proof),
+                    ..shared.clone()
+                })
+                .collect()
+        }
+    };
+    ids.chunks(MAX_BATCH).flat_map(sign_one).collect()
 }
 
-/// A batch with too many transactions.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "a batch of {count} transactions, one signature can cover at most {MAX_BATCH}; split the batch"
-)]
-pub struct BatchError {
-    count: usize,
-}
-
-fn sign(key: &KeyPair, hash: &SecureHash, proof: Option<MerkleProof>) -> TransactionSignature {
+fn sign(key: &KeyPair, hash: &SecureHash) -> TransactionSignature {
     let metadata = SignatureMetadata::of(key.public().scheme());
     let signature = key.sign(&signable(hash, &metadata));
     TransactionSignature {
         by: key.public().clone(),
         signature,
         metadata,
-        proof,
+        proof: None,
     }
 }
 

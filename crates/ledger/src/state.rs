@@ -115,8 +115,8 @@ pub enum StateError {
 
 /// A versioned encoding of one state by itself.
 #[derive(BorshSerialize, BorshDeserialize)]
-enum Versioned {
-    V1(TransactionState),
+enum Versioned<S> {
+    V1(S),
 }
 
 impl TransactionState {
@@ -170,13 +170,13 @@ impl TransactionState {
 
     /// The versioned bytes of this state by itself, for keeping it apart from its transaction.
     pub fn encode(&self) -> Vec<u8> {
-        // Cloning is cheaper than a second, borrowing, enum that must be kept in step.
-        canonical::encode(&Versioned::V1(self.clone()))
+        canonical::encode(&Versioned::V1(self))
     }
 
     /// Reads what [`encode`](Self::encode) wrote.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let Versioned::V1(state) = canonical::decode("state", bytes, MAX_WIRE_BYTES + 1)?;
+        let Versioned::V1(state) =
+            canonical::decode::<Versioned<Self>>("state", bytes, MAX_WIRE_BYTES + 1)?;
         state
             .check()
             .map_err(|reason| DecodeError::invalid("state", reason))?;

@@ -4,7 +4,7 @@
 //! signer who sees one can convince himself that the shown components belong to the transaction with this id, and, group
 //! by group, that nothing was withheld ([`FilteredTransaction::check_all_visible`]). The salt is never shown.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use quorate_identity::{Party, PublicKey, SecureHash};
@@ -20,13 +20,13 @@ use crate::{
     transaction::WireTransaction,
 };
 
-/// A transaction of which only some components are visible. Whoever holds a value knows that its proofs hold:
+/// A transaction of which only some components are visible. Cheap to clone. Whoever holds a value knows that its proofs hold:
 /// [`build`](Self::build) and [`decode`](Self::decode) are the only ways to one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FilteredTransaction {
-    content: Content,
+    content: Arc<Content>,
     /// The visible components of each group with their positions.
-    visible: BTreeMap<ComponentGroup, Vec<(u32, Component)>>,
+    visible: Arc<BTreeMap<ComponentGroup, Vec<(u32, Component)>>>,
 }
 
 #[derive(BorshSerialize, BorshDeserialize)]
@@ -139,18 +139,18 @@ impl FilteredTransaction {
         }
         let group_hashes = std::array::from_fn(|group| merkle::root(&leaves[group]));
         Ok(Self {
-            content: Content {
+            content: Arc::new(Content {
                 id: wire.id(),
                 group_hashes,
                 groups,
-            },
-            visible,
+            }),
+            visible: Arc::new(visible),
         })
     }
 
     /// The canonical bytes, versioned.
     pub fn encode(&self) -> Vec<u8> {
-        canonical::encode(&Versioned::V1(&self.content))
+        canonical::encode(&Versioned::V1(&*self.content))
     }
 
     /// Reads canonical bytes and verifies what they prove.
@@ -179,7 +179,10 @@ impl FilteredTransaction {
                 .collect();
             visible.insert(*group, components?);
         }
-        let tear_off = Self { content, visible };
+        let tear_off = Self {
+            content: Arc::new(content),
+            visible: Arc::new(visible),
+        };
         tear_off
             .verify()
             .map_err(|error| DecodeError::invalid(WHAT, error))?;
@@ -193,7 +196,7 @@ impl FilteredTransaction {
             id,
             group_hashes,
             groups,
-        } = &self.content;
+        } = &*self.content;
         if groups.is_empty() {
             return Err(TearOffError::Nothing(*id));
         }
@@ -276,43 +279,45 @@ impl FilteredTransaction {
 
     /// The visible consumed states.
     pub fn inputs(&self) -> Vec<StateRef> {
-        let input = |(_, component): (u32, &Component)| match component {
-            Component::Input(input) => Some(*input),
-            _ => None,
-        };
-        self.of(ComponentGroup::Inputs).filter_map(input).collect()
+        let inputs = self.of(ComponentGroup::Inputs);
+        inputs
+            .filter_map(|(_, component)| match component {
+                Component::Input(input) => Some(*input),
+                _ => None,
+            })
+            .collect()
     }
 
     /// The visible states that are read and not consumed.
     pub fn references(&self) -> Vec<StateRef> {
-        let reference = |(_, component): (u32, &Component)| match component {
-            Component::Reference(reference) => Some(*reference),
-            _ => None,
-        };
-        self.of(ComponentGroup::References)
-            .filter_map(reference)
+        let references = self.of(ComponentGroup::References);
+        references
+            .filter_map(|(_, component)| match component {
+                Component::Reference(reference) => Some(*reference),
+                _ => None,
+            })
             .collect()
     }
 
     /// The visible outputs with their positions.
     pub fn outputs(&self) -> Vec<(u32, &TransactionState)> {
-        let output = |(position, component)| match component {
-            &Component::Output(ref output) => Some((position, output)),
-            _ => None,
-        };
-        self.of(ComponentGroup::Outputs)
-            .filter_map(output)
+        let outputs = self.of(ComponentGroup::Outputs);
+        outputs
+            .filter_map(|(position, component)| match component {
+                Component::Output(output) => Some((position, output)),
+                _ => None,
+            })
             .collect()
     }
 
     /// The visible commands with their positions.
     pub fn commands(&self) -> Vec<(u32, &CommandData)> {
-        let command = |(position, component)| match component {
-            &Component::Command(ref command) => Some((position, command)),
-            _ => None,
-        };
-        self.of(ComponentGroup::Commands)
-            .filter_map(command)
+        let commands = self.of(ComponentGroup::Commands);
+        commands
+            .filter_map(|(position, component)| match component {
+                Component::Command(command) => Some((position, command)),
+                _ => None,
+            })
             .collect()
     }
 

@@ -544,10 +544,10 @@ impl Parts {
             })),
             encoded(&self.attachments),
             encoded(&self.notary),
-            encoded(&self.time_window),
+            encoded(self.time_window),
             encoded(self.commands.iter().map(|command| &command.signers)),
             encoded(&self.references),
-            encoded(&self.parameters),
+            encoded(self.parameters),
         ]
     }
 
