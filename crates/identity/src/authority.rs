@@ -1,13 +1,14 @@
 //! Issuing certificates: authorities for development and for bootstrapping a network.
 //!
-//! [`CertificateAuthority`] is the top of the hierarchy (root, doorman, network map signer); [`NodeKeys`] is all that one
-//! node owns: its node CA, its legal identity, its TLS key and, for a notary, the service identity. A network in
-//! production has its own authority elsewhere; what its nodes have is still [`NodeKeys`].
+//! [`CertificateAuthority`] is the top of the hierarchy: root, doorman, network map signer. What it admits is a node with
+//! its [`NodeKeys`](crate::NodeKeys). A network in production has its own authority elsewhere; what its nodes have is still
+//! `NodeKeys`.
 //!
 //! Certificates are written by `rcgen`, names and role extension by us. Files are the business of
 //! [`crate::key_store`].
 
 use std::fmt;
+use std::path::Path;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, DnValue,
@@ -21,10 +22,10 @@ use crate::certificate::{
 };
 use crate::der;
 use crate::hash::SecureHash;
+use crate::key_store::{KeyStore, KeyStoreError, Reading, insert_identity};
 use crate::keys::{KeyPair, PublicKey, SignatureScheme};
 use crate::name::{Attribute, NameError, X500Name};
 use crate::party::Party;
-use crate::path::{PathError, validate_path};
 
 /// How long a node's certificates count, in days (ten years, as Corda's).
 pub const NODE_CERTIFICATE_DAYS: i64 = 3_650;
@@ -127,6 +128,11 @@ impl Identity {
         Ok(Self { key, path })
     }
 
+    /// For a path that was made for this key a moment ago.
+    pub(crate) fn certified(key: KeyPair, path: CertificatePath) -> Self {
+        Self { key, path }
+    }
+
     /// The private key.
     #[must_use]
     pub fn key(&self) -> &KeyPair {
@@ -160,6 +166,25 @@ impl Identity {
             subject: subject.name.clone(),
             source,
         })
+    }
+
+    /// A fresh key in this identity's name, certified by it for `role`.
+    pub(crate) fn issue_end(
+        &self,
+        role: CertRole,
+        scheme: SignatureScheme,
+        now: UnixTime,
+    ) -> Result<Self, IssueError> {
+        let key = KeyPair::generate(scheme);
+        let path = self.issue(&Subject {
+            name: self.name(),
+            key: key.public(),
+            role: Some(role),
+            path_length: None,
+            permitted: None,
+            validity: self.validity_below(now, NODE_CERTIFICATE_DAYS)?,
+        })?;
+        Ok(Self { key, path })
     }
 
     /// The validity of something issued now: as long as wished, but not beyond the issuer's own.
@@ -304,22 +329,6 @@ impl CertificateAuthority {
         })
     }
 
-    pub(crate) fn from_parts(root: Identity, doorman: Identity, network_map: Identity) -> Self {
-        Self {
-            root,
-            doorman,
-            network_map,
-        }
-    }
-
-    pub(crate) fn root_identity(&self) -> &Identity {
-        &self.root
-    }
-
-    pub(crate) fn doorman(&self) -> &Identity {
-        &self.doorman
-    }
-
     /// The root certificate, which members of the network trust.
     #[must_use]
     pub fn root(&self) -> &Certificate {
@@ -359,7 +368,7 @@ impl CertificateAuthority {
     }
 
     /// A fresh key certified as the identity of a service, such as a notary. The nodes that together provide the service
-    /// all get a copy: [`NodeKeys::with_notary_service`].
+    /// all get a copy: [`crate::NodeKeys::with_notary_service`].
     ///
     /// # Errors
     /// [`IssueError`] if the doorman's certificate does not count at `now`.
@@ -373,189 +382,42 @@ impl CertificateAuthority {
         let path = self.certify(CertRole::ServiceIdentity, name, key.public(), now)?;
         Ok(Identity { key, path })
     }
+
+    /// Writes the authority with all its private keys into one file.
+    ///
+    /// # Errors
+    /// [`KeyStoreError`] if the file could not be written.
+    pub fn save(&self, path: &Path, password: &str) -> Result<(), KeyStoreError> {
+        let mut store = KeyStore::new();
+        insert_identity(&mut store, ROOT_ALIAS, &self.root);
+        insert_identity(&mut store, DOORMAN_ALIAS, &self.doorman);
+        insert_identity(&mut store, NETWORK_MAP_ALIAS, &self.network_map);
+        store.write(path, password)
+    }
+
+    /// Reads an authority that [`CertificateAuthority::save`] has written.
+    ///
+    /// # Errors
+    /// [`KeyStoreError`] names the reason and the way out.
+    pub fn load(path: &Path, password: &str) -> Result<Self, KeyStoreError> {
+        let store = KeyStore::read(path, password)?;
+        let reading = Reading { path };
+        Ok(Self {
+            root: reading.identity(&store, ROOT_ALIAS)?,
+            doorman: reading.identity(&store, DOORMAN_ALIAS)?,
+            network_map: reading.identity(&store, NETWORK_MAP_ALIAS)?,
+        })
+    }
 }
+
+/// Under which names the authority's key store has its entries.
+const DOORMAN_ALIAS: &str = "cordaintermediateca";
+const NETWORK_MAP_ALIAS: &str = "networkmap";
+pub(crate) const ROOT_ALIAS: &str = "cordarootca";
 
 /// Where the keys of the development authority come from. Published on purpose, see
 /// [`CertificateAuthority::development`].
 const DEVELOPMENT_SEED: &[u8] = b"quorate development authority, version 1, INSECURE: ";
-
-/// Everything secret that one node owns, with the certificates, and the root that it trusts.
-#[derive(Debug, Clone)]
-pub struct NodeKeys {
-    node_ca: Identity,
-    legal_identity: Identity,
-    tls: Identity,
-    notary_service: Option<Identity>,
-    trust_root: Certificate,
-}
-
-impl NodeKeys {
-    /// Fresh keys for a node called `name`, admitted by `authority`. `scheme` is that of the legal identity (Ed25519 is
-    /// the faster to read and verify); the node CA uses it too, TLS is always P-256, as every peer understands it.
-    ///
-    /// # Errors
-    /// [`IssueError`] if the authority's certificates do not count at `now`.
-    pub fn generate(
-        authority: &CertificateAuthority,
-        name: &X500Name,
-        scheme: SignatureScheme,
-        now: UnixTime,
-    ) -> Result<Self, IssueError> {
-        let key = KeyPair::generate(scheme);
-        let path = authority.certify(CertRole::NodeCa, name, key.public(), now)?;
-        let node_ca = Identity { key, path };
-        Ok(Self {
-            legal_identity: issue_end(&node_ca, CertRole::LegalIdentity, scheme, now)?,
-            tls: issue_end(&node_ca, CertRole::Tls, SignatureScheme::EcdsaP256, now)?,
-            notary_service: None,
-            trust_root: authority.root().clone(),
-            node_ca,
-        })
-    }
-
-    pub(crate) fn from_parts(
-        node_ca: Identity,
-        legal_identity: Identity,
-        tls: Identity,
-        notary_service: Option<Identity>,
-        trust_root: Certificate,
-    ) -> Self {
-        Self {
-            node_ca,
-            legal_identity,
-            tls,
-            notary_service,
-            trust_root,
-        }
-    }
-
-    /// The same keys, with the identity of a notary service that this node provides, alone or with others.
-    #[must_use]
-    pub fn with_notary_service(mut self, service: Identity) -> Self {
-        self.notary_service = Some(service);
-        self
-    }
-
-    /// The same keys with a fresh TLS key and certificate, issued by the node's own CA.
-    ///
-    /// # Errors
-    /// [`IssueError`] if the node CA's certificate does not count at `now`.
-    pub fn with_renewed_tls(mut self, now: UnixTime) -> Result<Self, IssueError> {
-        self.tls = issue_end(
-            &self.node_ca,
-            CertRole::Tls,
-            SignatureScheme::EcdsaP256,
-            now,
-        )?;
-        Ok(self)
-    }
-
-    /// The node's legal name.
-    #[must_use]
-    pub fn name(&self) -> &X500Name {
-        self.legal_identity.name()
-    }
-
-    /// The node as a party: legal name and identity key.
-    #[must_use]
-    pub fn party(&self) -> Party {
-        self.legal_identity.party()
-    }
-
-    /// The authority that constrains everything below to the node's name.
-    #[must_use]
-    pub fn node_ca(&self) -> &Identity {
-        &self.node_ca
-    }
-
-    /// What signs on the ledger.
-    #[must_use]
-    pub fn legal_identity(&self) -> &Identity {
-        &self.legal_identity
-    }
-
-    /// What authenticates connections.
-    #[must_use]
-    pub fn tls(&self) -> &Identity {
-        &self.tls
-    }
-
-    /// What signs as notary, if the node provides one.
-    #[must_use]
-    pub fn notary_service(&self) -> Option<&Identity> {
-        self.notary_service.as_ref()
-    }
-
-    /// The root of the network.
-    #[must_use]
-    pub fn trust_root(&self) -> &Certificate {
-        &self.trust_root
-    }
-
-    /// The names under which peers may ask for this node: its own, and the notary service's.
-    #[must_use]
-    pub fn served_names(&self) -> Vec<X500Name> {
-        let service = self.notary_service.as_ref().map(|s| s.name().clone());
-        std::iter::once(self.name().clone())
-            .chain(service)
-            .collect()
-    }
-
-    /// Checks the node's own certificates as a peer would, so that a node whose peers would refuse it learns that when it
-    /// starts.
-    ///
-    /// # Errors
-    /// [`PathError`] for the first path that does not hold at `now`.
-    pub fn validate(&self, now: UnixTime) -> Result<(), PathError> {
-        let root = &self.trust_root;
-        validate_path(
-            self.legal_identity.path(),
-            root,
-            now,
-            CertRole::LegalIdentity,
-        )?;
-        let tls_name = validate_path(self.tls.path(), root, now, CertRole::Tls)?;
-        if tls_name != *self.name() {
-            return Err(PathError::NameNotPermitted {
-                issuer: self.name().clone(),
-                subject: tls_name,
-            });
-        }
-        if let Some(service) = &self.notary_service {
-            validate_path(service.path(), root, now, CertRole::ServiceIdentity)?;
-        }
-        Ok(())
-    }
-
-    /// When the first of the node's certificates expires; operators want to know long before.
-    #[must_use]
-    pub fn expires(&self) -> UnixTime {
-        [&self.legal_identity, &self.tls]
-            .into_iter()
-            .chain(&self.notary_service)
-            .map(|identity| identity.path().expires())
-            .min()
-            .expect("a node has certificates")
-    }
-}
-
-fn issue_end(
-    node_ca: &Identity,
-    role: CertRole,
-    scheme: SignatureScheme,
-    now: UnixTime,
-) -> Result<Identity, IssueError> {
-    let key = KeyPair::generate(scheme);
-    let path = node_ca.issue(&Subject {
-        name: node_ca.name(),
-        key: key.public(),
-        role: Some(role),
-        path_length: None,
-        permitted: None,
-        validity: node_ca.validity_below(now, NODE_CERTIFICATE_DAYS)?,
-    })?;
-    Ok(Identity { key, path })
-}
 
 /// What a certificate shall say.
 pub(crate) struct Subject<'a> {

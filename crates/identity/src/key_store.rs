@@ -6,7 +6,7 @@
 //! exchange a certificate in a trust store). A file is written beside, flushed and renamed into place, mode 0600: after a
 //! crash there is the old file or the new one.
 //!
-//! A node has three of them, with the names and aliases of Corda's: [`NodeKeys::save`] and [`NodeKeys::load`].
+//! What a node keeps in which file is the business of [`crate::node_keys`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,25 +21,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::authority::{CertificateAuthority, Identity, KeyMismatch, NodeKeys};
-use crate::certificate::{Certificate, CertificateError, CertificatePath, MAX_PATH_CERTIFICATES};
+use crate::authority::{Identity, KeyMismatch};
+use crate::certificate::{CertificateError, CertificatePath, MAX_PATH_CERTIFICATES};
 use crate::hash::SecureHash;
 use crate::keys::{KeyError, KeyPair};
-
-/// The file of the node CA, the legal identity and the notary service identity.
-pub const NODE_KEY_STORE: &str = "nodekeystore.json";
-
-/// The file of the TLS key.
-pub const SSL_KEY_STORE: &str = "sslkeystore.json";
-
-/// The file of the network's root certificate.
-pub const TRUST_STORE: &str = "truststore.json";
-
-/// The key store password of development nodes, the same as Corda's. Not a secret.
-pub const DEVELOPMENT_KEY_STORE_PASSWORD: &str = "cordacadevpass";
-
-/// The trust store password of development nodes, the same as Corda's. Not a secret.
-pub const DEVELOPMENT_TRUST_STORE_PASSWORD: &str = "trustpass";
 
 /// The largest key store that is read, in bytes.
 pub const MAX_KEY_STORE_BYTES: u64 = 1_048_576;
@@ -47,21 +32,21 @@ pub const MAX_KEY_STORE_BYTES: u64 = 1_048_576;
 /// The most entries of a key store.
 pub const MAX_ENTRIES: usize = 64;
 
-const NODE_CA_ALIAS: &str = "cordaclientca";
-const LEGAL_IDENTITY_ALIAS: &str = "identity-private-key";
-const NOTARY_SERVICE_ALIAS: &str = "distributed-notary-private-key";
-const TLS_ALIAS: &str = "cordaclienttls";
-const ROOT_ALIAS: &str = "cordarootca";
-const DOORMAN_ALIAS: &str = "cordaintermediateca";
-const NETWORK_MAP_ALIAS: &str = "networkmap";
-
 const FORMAT: &str = "quorate-key-store";
 const FORMAT_VERSION: u32 = 1;
 const KDF_ALGORITHM: &str = "argon2id";
 
 /// The cost of guessing a password: one of the settings that OWASP's password storage advice lists as equal in strength.
 /// A node reads three files while it starts, hence the one that is quick for us.
-const KDF_MEMORY_KIB: u32 = 12 * 1024;
+///
+/// Builds with debug assertions, in which the derivation is compiled without optimisation and takes twenty times as
+/// long, write cheaper files: they serve development, where starting quickly counts and passwords are well known. Every
+/// file carries its own settings, so that each build reads the files of the other.
+const KDF_MEMORY_KIB: u32 = if cfg!(debug_assertions) {
+    512
+} else {
+    12 * 1024
+};
 const KDF_ITERATIONS: u32 = 3;
 const KDF_LANES: u32 = 1;
 const SALT_BYTES: usize = 16;
@@ -415,8 +400,8 @@ fn open_bytes(key: &RandomizedNonceKey, purpose: &str, sealed: &str) -> Option<Z
 }
 
 /// The reading of one file, which every error names.
-struct Reading<'a> {
-    path: &'a Path,
+pub(crate) struct Reading<'a> {
+    pub(crate) path: &'a Path,
 }
 
 impl Reading<'_> {
@@ -507,7 +492,11 @@ impl Reading<'_> {
         }
     }
 
-    fn path_of(&self, store: &KeyStore, alias: &str) -> Result<CertificatePath, KeyStoreError> {
+    pub(crate) fn path_of(
+        &self,
+        store: &KeyStore,
+        alias: &str,
+    ) -> Result<CertificatePath, KeyStoreError> {
         let ders = store
             .certificates(alias)
             .ok_or_else(|| self.missing(alias))?;
@@ -518,7 +507,11 @@ impl Reading<'_> {
         })
     }
 
-    fn identity(&self, store: &KeyStore, alias: &str) -> Result<Identity, KeyStoreError> {
+    pub(crate) fn identity(
+        &self,
+        store: &KeyStore,
+        alias: &str,
+    ) -> Result<Identity, KeyStoreError> {
         let path = || self.path.to_owned();
         let pkcs8 = store
             .private_key(alias)
@@ -536,113 +529,8 @@ impl Reading<'_> {
     }
 }
 
-fn insert_identity(store: &mut KeyStore, alias: &str, identity: &Identity) {
+pub(crate) fn insert_identity(store: &mut KeyStore, alias: &str, identity: &Identity) {
     store.insert_key(alias, identity.key().to_pkcs8(), identity.path().to_ders());
-}
-
-impl NodeKeys {
-    /// Whether `directory` holds the keys of a node. It does from the end of the first [`NodeKeys::save`] on.
-    #[must_use]
-    pub fn exist_in(directory: &Path) -> bool {
-        directory.join(NODE_KEY_STORE).exists()
-    }
-
-    /// Writes the three files of a node into `directory`, making it (mode 0700) if need be.
-    ///
-    /// Each file is replaced at once or not at all, and any mixture of old and new files of the same node fits together.
-    /// The identity comes last: it is what [`NodeKeys::exist_in`] looks for.
-    ///
-    /// # Errors
-    /// [`KeyStoreError`] names the file that could not be written.
-    pub fn save(
-        &self,
-        directory: &Path,
-        key_store_password: &str,
-        trust_store_password: &str,
-    ) -> Result<(), KeyStoreError> {
-        make_secret_directory(directory).map_err(|source| KeyStoreError::Io {
-            path: directory.to_owned(),
-            action: "written",
-            source,
-        })?;
-        let mut trust = KeyStore::new();
-        trust.insert_certificate(ROOT_ALIAS, self.trust_root().der().to_vec());
-        trust.write(&directory.join(TRUST_STORE), trust_store_password)?;
-
-        let mut ssl = KeyStore::new();
-        insert_identity(&mut ssl, TLS_ALIAS, self.tls());
-        ssl.write(&directory.join(SSL_KEY_STORE), key_store_password)?;
-
-        let mut node = KeyStore::new();
-        insert_identity(&mut node, NODE_CA_ALIAS, self.node_ca());
-        insert_identity(&mut node, LEGAL_IDENTITY_ALIAS, self.legal_identity());
-        if let Some(service) = self.notary_service() {
-            insert_identity(&mut node, NOTARY_SERVICE_ALIAS, service);
-        }
-        node.write(&directory.join(NODE_KEY_STORE), key_store_password)
-    }
-
-    /// Reads the three files of a node. What the certificates are worth is checked by [`NodeKeys::validate`].
-    ///
-    /// # Errors
-    /// [`KeyStoreError`] names the file, the reason and the way out.
-    pub fn load(
-        directory: &Path,
-        key_store_password: &str,
-        trust_store_password: &str,
-    ) -> Result<Self, KeyStoreError> {
-        let trust_path = directory.join(TRUST_STORE);
-        let trust = KeyStore::read(&trust_path, trust_store_password)?;
-        let root = Reading { path: &trust_path }.path_of(&trust, ROOT_ALIAS)?;
-        let trust_root: Certificate = root.leaf().clone();
-
-        let ssl_path = directory.join(SSL_KEY_STORE);
-        let ssl = KeyStore::read(&ssl_path, key_store_password)?;
-        let tls = Reading { path: &ssl_path }.identity(&ssl, TLS_ALIAS)?;
-
-        let node_path = directory.join(NODE_KEY_STORE);
-        let node = KeyStore::read(&node_path, key_store_password)?;
-        let reading = Reading { path: &node_path };
-        let notary_service = match node.certificates(NOTARY_SERVICE_ALIAS) {
-            Some(_) => Some(reading.identity(&node, NOTARY_SERVICE_ALIAS)?),
-            None => None,
-        };
-        Ok(Self::from_parts(
-            reading.identity(&node, NODE_CA_ALIAS)?,
-            reading.identity(&node, LEGAL_IDENTITY_ALIAS)?,
-            tls,
-            notary_service,
-            trust_root,
-        ))
-    }
-}
-
-impl CertificateAuthority {
-    /// Writes the authority with all its private keys into one file.
-    ///
-    /// # Errors
-    /// [`KeyStoreError`] if the file could not be written.
-    pub fn save(&self, path: &Path, password: &str) -> Result<(), KeyStoreError> {
-        let mut store = KeyStore::new();
-        insert_identity(&mut store, ROOT_ALIAS, self.root_identity());
-        insert_identity(&mut store, DOORMAN_ALIAS, self.doorman());
-        insert_identity(&mut store, NETWORK_MAP_ALIAS, self.network_map());
-        store.write(path, password)
-    }
-
-    /// Reads an authority that [`CertificateAuthority::save`] has written.
-    ///
-    /// # Errors
-    /// [`KeyStoreError`] names the reason and the way out.
-    pub fn load(path: &Path, password: &str) -> Result<Self, KeyStoreError> {
-        let store = KeyStore::read(path, password)?;
-        let reading = Reading { path };
-        Ok(Self::from_parts(
-            reading.identity(&store, ROOT_ALIAS)?,
-            reading.identity(&store, DOORMAN_ALIAS)?,
-            reading.identity(&store, NETWORK_MAP_ALIAS)?,
-        ))
-    }
 }
 
 fn read_bounded(path: &Path) -> Result<Vec<u8>, KeyStoreError> {
@@ -669,7 +557,7 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, KeyStoreError> {
 }
 
 /// Makes a directory, with its parents, that only its owner can enter. One that exists is left as it is.
-fn make_secret_directory(directory: &Path) -> io::Result<()> {
+pub(crate) fn make_secret_directory(directory: &Path) -> io::Result<()> {
     if directory.is_dir() {
         return Ok(());
     }
@@ -681,7 +569,7 @@ fn make_secret_directory(directory: &Path) -> io::Result<()> {
 }
 
 /// Replaces a file at once or not at all, readable by its owner only, durable on return.
-pub(crate) fn write_secret_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write_secret_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut unique = [0; 8];
     aws_lc_rs::rand::fill(&mut unique).expect("the system gives random bytes");
     let name = path

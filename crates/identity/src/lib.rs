@@ -5,7 +5,7 @@
 //! reading and writing the files of a `certificates` folder ([`key_store`]).
 //!
 //! Where to start reading: [`X500Name`] and [`Party`] are what everybody uses; [`path::validate_path`] is the rule by
-//! which a name is believed; [`NodeKeys`](authority) is all that one node owns.
+//! which a name is believed; [`NodeKeys`] is all that one node owns.
 
 pub mod authority;
 pub mod certificate;
@@ -14,17 +14,19 @@ pub mod hash;
 pub mod key_store;
 pub mod keys;
 pub mod name;
+pub mod node_keys;
 pub mod party;
 pub mod path;
 pub mod rpc_tls;
 pub mod tls;
 
-pub use authority::{CertificateAuthority, Identity, IssueError, NodeKeys};
+pub use authority::{CertificateAuthority, Identity, IssueError};
 pub use certificate::{CertRole, Certificate, CertificatePath, UnixTime};
 pub use hash::SecureHash;
 pub use key_store::{KeyStore, KeyStoreError};
 pub use keys::{KeyPair, PublicKey, Signature, SignatureError, SignatureScheme};
 pub use name::{NameError, X500Name};
+pub use node_keys::NodeKeys;
 pub use party::Party;
 pub use path::{PathError, validate_path};
 pub use tls::{Clock, PeerError, peer_name, server_name, tls_client_config, tls_server_config};

@@ -286,3 +286,6 @@ fn check_authority(issuer: &Certificate, below: &[Certificate]) -> Result<(), Pa
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

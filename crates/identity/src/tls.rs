@@ -31,11 +31,12 @@ use rustls_pki_types::{
     CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime as TlsTime,
 };
 
-use crate::authority::{Identity, NodeKeys};
+use crate::authority::Identity;
 use crate::certificate::{
     CertRole, Certificate, CertificateError, CertificatePath, MAX_PATH_CERTIFICATES, UnixTime,
 };
 use crate::name::X500Name;
+use crate::node_keys::NodeKeys;
 use crate::path::{PathError, validate_path};
 
 /// Where the time comes from by which certificates are judged during handshakes.
