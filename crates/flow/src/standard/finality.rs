@@ -70,11 +70,30 @@ pub async fn receive_finality(
     expected: Option<TxId>,
     states: StatesToRecord,
 ) -> Result<SignedTransaction, FlowError> {
+    let agreed = |transaction: SignedTransaction| {
+        let other = expected.is_some_and(|expected| expected != transaction.id());
+        let error = session.malformed("the agreed transaction", "another transaction came");
+        std::future::ready(if other { Err(error) } else { Ok(()) })
+    };
+    receive_finality_if(ctx, session, states, agreed).await
+}
+
+/// Like [`receive_finality`], for a transaction on which nothing was agreed beforehand: `check`
+/// sees it, verified, and decides before it is accepted. A refusal ends the initiator's flow, and
+/// the transaction is not notarised.
+pub async fn receive_finality_if<C, F>(
+    ctx: &Context,
+    session: &Session,
+    states: StatesToRecord,
+    check: C,
+) -> Result<SignedTransaction, FlowError>
+where
+    C: FnOnce(SignedTransaction) -> F + Send,
+    F: Future<Output = Result<(), FlowError>> + Send,
+{
     let received = receive_and_verify(ctx, session, |_| SignaturePolicy::AllButNotary).await?;
     let transaction = received.transaction;
-    if expected.is_some_and(|expected| expected != transaction.id()) {
-        return Err(session.malformed("the agreed transaction", "another transaction came"));
-    }
+    check(transaction.clone()).await?;
     ctx.record(received.dependencies, StatesToRecord::None, Finality::Final)
         .await?;
     ctx.record(

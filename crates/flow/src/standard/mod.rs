@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`send_transaction`] | [`receive_transaction`] |
 //! | [`collect_signatures`] | [`sign_transaction`] |
-//! | [`finalise`] | [`receive_finality`] |
+//! | [`finalise`] | [`receive_finality`], [`receive_finality_if`] |
 //! | [`notarise`] | the notary service |
 //!
 //! [`Standard`] is the application that every node has installed: changing notaries, and the
@@ -29,7 +29,7 @@ use crate::registry::{App, FlowRegistry};
 pub use exchange::{
     MAX_DEPENDENCIES, MAX_DEPENDENCY_BYTES, Received, receive_transaction, send_transaction,
 };
-pub use finality::{finalise, receive_finality};
+pub use finality::{finalise, receive_finality, receive_finality_if};
 pub use notarise::{NOTARISE, VALIDATING_NOTARISE, notarise};
 pub use notary_change::ChangeNotary;
 pub use signatures::{collect_signatures, sign_transaction};
