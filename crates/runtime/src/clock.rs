@@ -80,21 +80,22 @@ impl Clock {
         }
     }
 
-    /// Waits for `duration` of monotonic time. Dropping the future loses nothing. On a manual clock whose
-    /// [`ManualClock`] is gone, time stands still for ever.
-    pub async fn sleep(&self, duration: Duration) {
-        match &self.source {
-            Source::System { .. } => tokio::time::sleep(duration).await,
-            Source::Manual(reading) => {
-                let mut reading = reading.clone();
-                let until = reading.borrow().monotonic.saturating_add(duration);
-                if reading
+    /// Waits for `duration` of monotonic time, counted from this call. Dropping the future loses nothing. On a manual
+    /// clock whose [`ManualClock`] is gone, time stands still for ever.
+    pub fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + Send + 'static {
+        let until = self.monotonic().saturating_add(duration);
+        let source = self.source.clone();
+        let system = matches!(source, Source::System { .. }).then(|| tokio::time::sleep(duration));
+        async move {
+            if let Some(sleep) = system {
+                sleep.await;
+            } else if let Source::Manual(mut reading) = source
+                && reading
                     .wait_for(|now| now.monotonic >= until)
                     .await
                     .is_err()
-                {
-                    std::future::pending::<()>().await;
-                }
+            {
+                std::future::pending::<()>().await;
             }
         }
     }
