@@ -38,15 +38,7 @@ const KDF_ALGORITHM: &str = "argon2id";
 
 /// The cost of guessing a password: one of the settings that OWASP's password storage advice lists as equal in strength.
 /// A node reads three files while it starts, hence the one that is quick for us.
-///
-/// Builds with debug assertions, in which the derivation is compiled without optimisation and takes twenty times as
-/// long, write cheaper files: they serve development, where starting quickly counts and passwords are well known. Every
-/// file carries its own settings, so that each build reads the files of the other.
-const KDF_MEMORY_KIB: u32 = if cfg!(debug_assertions) {
-    512
-} else {
-    12 * 1024
-};
+const KDF_MEMORY_KIB: u32 = 12 * 1024;
 const KDF_ITERATIONS: u32 = 3;
 const KDF_LANES: u32 = 1;
 const SALT_BYTES: usize = 16;
