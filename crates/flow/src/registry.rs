@@ -5,7 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use quorate_ledger::Contract;
+use quorate_ledger::{Contract, TransactionState};
 use quorate_ledger::schema::MappedSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -66,6 +66,11 @@ pub trait App: Send + Sync {
     }
     /// Registers its flows and responders.
     fn register_flows(&self, registry: &mut FlowRegistry);
+    /// One of its states as readable fields, for clients and operators; `None` if it is not
+    /// one of its states, or its bytes are not.
+    fn read_state(&self, _state: &TransactionState) -> Option<serde_json::Value> {
+        None
+    }
     /// Its side effects by name.
     fn side_effects(&self) -> Vec<(&'static str, Arc<dyn SideEffect>)> {
         Vec::new()
