@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, pending};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -24,7 +25,7 @@ use quorate_runtime::Shutdown;
 use quorate_runtime::tasks::chain;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
-use crate::dial::{Link, describe, describe_close, dial};
+use crate::dial::{DialError, Link, describe, describe_close, dial};
 use crate::exchange::{Epoch, OutboundQueue, Outgoing, QueueError};
 use crate::message::pack;
 use crate::options::HostAndPort;
@@ -50,6 +51,8 @@ const QUEUE_PAUSE: Duration = Duration::from_secs(1);
 const MAX_TRANSFERS: u64 = 1 << 30;
 /// Bytes of a transfer, at least, to count transfers without knowing the peer's frame size.
 const TRANSFER_BYTES: u64 = 4096;
+/// How long an attempt to connect counts against the number of simultaneous ones.
+const DIALING_SHARE: Duration = Duration::from_millis(500);
 /// How often the silence of the line is measured, as a part of what is permitted.
 const SILENCE_CHECKS: u32 = 8;
 
@@ -235,16 +238,10 @@ impl Bridge {
             self.next_address = (self.next_address + 1) % addresses.len();
             let refused = matches!(self.peer.state().bridge, BridgeState::Refused(_));
             let dialled = tokio::select! {
-                biased;
-                () = self.shutdown.requested() => return Round::Stopped,
-                dialled = async {
-                    let _permit = self.shared.dialing.acquire().await.expect("the semaphore is never closed");
-                    if !refused {
-                        self.show(BridgeState::Connecting(address.clone()));
-                    }
-                    dial(&self.shared, &self.peer.name, address).await
-                } => dialled,
-            };
+                            biased;
+                            () = self.shutdown.requested() => return Round::Stopped,
+            dialled = self.dial(address, !refused) => dialled,
+                        };
             match dialled {
                 Ok(link) => return Round::Connected(Box::new(link), address.clone()),
                 Err(error) => {
@@ -255,6 +252,24 @@ impl Bridge {
         }
         self.show(BridgeState::Waiting);
         Round::Failed
+    }
+
+    /// Tries one address. Only so many peers are dialled at once, so that after a failover of our own the handshakes do
+    /// not drown the rest of the work; but an address that hangs gives its place away soon.
+    async fn dial(&self, address: &HostAndPort, show: bool) -> Result<Link, DialError> {
+        let place = self.shared.dialing.acquire().await;
+        let place = place.expect("the semaphore is never closed");
+        if show {
+            self.show(BridgeState::Connecting(address.clone()));
+        }
+        let mut dialled = pin!(dial(&self.shared, &self.peer.name, address));
+        match timeout(DIALING_SHARE, &mut dialled).await {
+            Ok(dialled) => dialled,
+            Err(_) => {
+                drop(place);
+                dialled.await
+            }
+        }
     }
 
     /// Sends what the queue has over one connection, until that ends.
