@@ -284,6 +284,8 @@ pub struct FlowView {
     pub since: Timestamp,
     /// Why it is in the hospital.
     pub ailment: Option<String>,
+    /// How often it has been admitted without getting on in between.
+    pub visits: u32,
     /// The parties it has open sessions with.
     pub peers: Vec<X500Name>,
 }
@@ -1468,6 +1470,7 @@ fn view(flow: FlowId, run: &Run) -> FlowView {
         started_at: run.start.started_at,
         since: run.since,
         ailment: run.ailment.as_ref().map(|ailment| ailment.reason.clone()),
+        visits: run.ailment.as_ref().map_or(0, |ailment| ailment.visits),
         peers: peers.into_iter().collect(),
     }
 }
