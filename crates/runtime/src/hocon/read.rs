@@ -771,7 +771,9 @@ impl<'a> Reader<'a> {
                     continue;
                 }
                 Err(failure) => {
-                    return Err(failure.at(origin, &format!("the included file {}", path.display())));
+                    return Err(
+                        failure.at(origin, &format!("the included file {}", path.display()))
+                    );
                 }
             };
             let mut base = self.base.to_vec();
