@@ -10,6 +10,35 @@ use crate::{
 };
 
 /// Collects the parts of a transaction. Order of inputs, outputs and commands is kept.
+///
+/// ```
+/// use quorate_identity::{KeyPair, Party, SecureHash, SignatureScheme, X500Name};
+/// use quorate_ledger::{Command, ContractRef, SignedTransaction, StateRef, TransactionBuilder, TransactionState, TxId};
+///
+/// let alice = KeyPair::generate(SignatureScheme::Ed25519);
+/// let notary_key = KeyPair::generate(SignatureScheme::Ed25519);
+/// let name = X500Name::new("Notary", "London", "GB")?;
+/// let notary = Party::new(name, notary_key.public().clone());
+///
+/// let deed = TransactionState {
+///     contract: ContractRef { name: "deeds.Deed".into(), code: SecureHash::of(b"the contract's code") },
+///     state_type: "deeds.Deed.State".into(),
+///     data: b"12 Acacia Avenue".to_vec(),
+///     participants: vec![alice.public().clone()],
+///     notary: notary.clone(),
+/// };
+/// let earlier = StateRef::new(TxId::new(SecureHash::of(b"the transaction before")), 0);
+/// let wire = TransactionBuilder::new(notary)
+///     .add_input(earlier)
+///     .add_output(deed)
+///     .add_command(Command::new("deeds.Transfer", [alice.public().clone()]))
+///     .build([0x5a; 32])?; // in earnest: 32 random bytes, used once
+///
+/// let signed = SignedTransaction::unsigned(wire).sign(&alice)?;
+/// assert_eq!(signed.missing_signers(), [notary_key.public().clone()].into());
+/// signed.sign(&notary_key)?.verify_required_signatures()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct TransactionBuilder {
     parts: Parts,

@@ -601,9 +601,22 @@ mod tests {
             borsh::from_slice::<Criteria>(&borsh::to_vec(&criteria).unwrap()).unwrap(),
             criteria
         );
-        let json = serde_json::to_string(&criteria).unwrap();
-        assert_eq!(serde_json::from_str::<Criteria>(&json).unwrap(), criteria);
-        insta::assert_snapshot!(json, @"");
+        // What clients in other languages write.
+        let json = serde_json::json!({"and": [
+            {"status": "unconsumed"},
+            {"stateTypes": ["cash.Cash.State"]},
+            {"or": [
+                {"column": {"schema": "cash", "column": "quantity", "op": "greaterOrEqual", "value": {"bigInt": 5}}},
+                "all",
+            ]},
+            {"not": {"softLocked": {"lockedBy": "07070707-0707-0707-0707-070707070707"}}},
+            {"recordedBetween": {"from": "1970-01-01T00:00:00.000000Z"}},
+            {"refs": [format!("{}(1)", "0".repeat(64))]},
+            {"participants": [key.public().to_string()]},
+            {"notaries": ["O=Notary, L=London, C=GB"]},
+        ]});
+        assert_eq!(serde_json::to_value(&criteria).unwrap(), json);
+        assert_eq!(serde_json::from_value::<Criteria>(json).unwrap(), criteria);
     }
 
     #[test]
