@@ -4,6 +4,12 @@
 //! decoded (so that a stranger's lengths cost no more than the bytes that he sent).
 //! Network parameters may set lower limits for a network; they cannot raise these.
 
+use quorate_identity::{
+    certificate::{MAX_CERTIFICATE_BYTES, MAX_PATH_CERTIFICATES},
+    keys::SIGNATURE_BYTES,
+    name::MAX_NAME_BYTES,
+};
+
 /// The version of the ledger's rules and formats that this build speaks. Networks name the least version they accept.
 pub const PLATFORM_VERSION: u32 = 1;
 
@@ -86,10 +92,6 @@ pub const MAX_COLUMN_VALUE_BYTES: usize = 64 * 1024;
 pub const MAX_ADDRESSES: usize = 16;
 /// Legal identities of one node.
 pub const MAX_IDENTITIES: usize = 8;
-/// Certificates in one path.
-pub const MAX_PATH_CERTIFICATES: usize = 8;
-/// Bytes of one certificate.
-pub const MAX_CERTIFICATE_BYTES: usize = 16 * 1024;
 /// Notaries of one network.
 pub const MAX_NOTARIES: usize = 256;
 /// Largest encoded node info or network parameters, signatures and certificates included.
@@ -119,5 +121,17 @@ const _: () = assert!(MAX_SIGNERS_PER_COMMAND < MAX_SIGNATURES);
 const _: () = assert!(DEFAULT_PAGE_SIZE <= MAX_PAGE_SIZE);
 // A page of references can be asked for again by reference.
 const _: () = assert!(MAX_PAGE_SIZE as usize <= MAX_CRITERION_VALUES);
-// `<table>_<column>` names of generated indexes are checked one by one; two short names always fit.
-const _: () = assert!(MAX_IDENTIFIER_BYTES < 63);
+// The largest node info and the largest network parameters fit into their files.
+const _: () = assert!(
+    MAX_IDENTITIES * MAX_PATH_CERTIFICATES * (MAX_CERTIFICATE_BYTES + 4)
+        + MAX_ADDRESSES * (MAX_HOST_BYTES + 6)
+        + MAX_IDENTITIES * SIGNATURE_BYTES
+        + ENVELOPE_ROOM
+        <= MAX_NETWORK_FILE_BYTES
+);
+const _: () = assert!(
+    MAX_NOTARIES * (MAX_NAME_BYTES + 64)
+        + MAX_PATH_CERTIFICATES * (MAX_CERTIFICATE_BYTES + 4)
+        + ENVELOPE_ROOM
+        <= MAX_NETWORK_FILE_BYTES
+);

@@ -7,6 +7,7 @@ mod contracts;
 mod golden;
 mod network;
 mod notarisation;
+mod properties;
 mod sample;
 mod tampering;
 mod transactions;
