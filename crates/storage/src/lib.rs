@@ -31,8 +31,7 @@ pub use error::{Error, SchemaError};
 pub use lease::Fence;
 pub use options::{
     DEFAULT_CONNECT_TIMEOUT, DEFAULT_IDLE_TRANSACTION_TIMEOUT, DEFAULT_POSTGRES_PORT,
-    DEFAULT_READERS, DEFAULT_STATEMENT_TIMEOUT, DatabaseUrl, GroupCommit, Options, Password, Tls,
-    UrlError,
+    DEFAULT_READERS, DEFAULT_STATEMENT_TIMEOUT, DatabaseUrl, GroupCommit, Options, Tls, UrlError,
 };
 pub use query::{MAX_QUERY_PARAMETERS, MAX_UPDATES};
 pub use reads::{

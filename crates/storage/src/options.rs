@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use quorate_runtime::Secret;
+
 /// Connections that read, unless configured otherwise.
 pub const DEFAULT_READERS: u32 = 4;
 /// How long a connection may take to be made or to become free.
@@ -15,27 +17,6 @@ pub const DEFAULT_STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 pub const DEFAULT_IDLE_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// PostgreSQL's port.
 pub const DEFAULT_POSTGRES_PORT: u16 = 5432;
-
-/// A password: never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Password(String);
-
-impl Password {
-    /// Wraps the password.
-    pub fn new(password: impl Into<String>) -> Self {
-        Self(password.into())
-    }
-
-    pub(crate) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Password {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Password(***)")
-    }
-}
 
 /// Whether the connection to PostgreSQL is encrypted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -71,7 +52,7 @@ pub enum DatabaseUrl {
         /// The user, if the URL names one.
         user: Option<String>,
         /// The password, if the URL holds one.
-        password: Option<Password>,
+        password: Option<Secret>,
         /// The schema, if the URL names one.
         schema: Option<String>,
         /// Encryption, if the URL says.
@@ -175,7 +156,7 @@ fn postgres(rest: &str) -> Result<DatabaseUrl, UrlError> {
             None => (credentials, None),
         };
         user = Some(decode(name)?);
-        password = secret.map(decode).transpose()?.map(Password);
+        password = secret.map(decode).transpose()?.map(Secret::new);
     }
     // An IPv6 address stands in brackets and has colons of its own.
     let (host, port) = match server
@@ -209,7 +190,7 @@ fn postgres(rest: &str) -> Result<DatabaseUrl, UrlError> {
         match name {
             "currentSchema" | "schema" => schema = Some(value),
             "user" => user = Some(value),
-            "password" => password = Some(Password(value)),
+            "password" => password = Some(Secret::new(value)),
             "sslrootcert" => root = Some(PathBuf::from(value)),
             "ssl" if value == "false" => tls = Some(Tls::Off),
             "ssl" => tls = Some(Tls::Verify { root: None }),
@@ -309,7 +290,7 @@ pub struct Options {
     /// The user; wins over the URL's.
     pub user: Option<String>,
     /// The password; wins over the URL's.
-    pub password: Option<Password>,
+    pub password: Option<Secret>,
     /// PostgreSQL's schema for our tables; wins over the URL's. Made by the first migration if it does not exist.
     pub schema: Option<String>,
     /// Encryption of the connection to PostgreSQL; wins over the URL's.
@@ -391,7 +372,7 @@ mod tests {
             (host.as_str(), *port, user.as_deref()),
             ("::1", 5432, Some("me"))
         );
-        assert_eq!(password.as_ref().map(Password::expose), Some("p@ss"));
+        assert_eq!(password.as_ref().map(Secret::expose), Some("p@ss"));
         assert!(!format!("{plain:?} {plain}").contains("p@ss"));
         for url in [
             "sqlite:/a/b.db",
