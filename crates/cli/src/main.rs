@@ -1,2 +1,86 @@
-//! (to be written)
-fn main() {}
+//! `quorate`: the one program. Arguments, output and exit codes; everything else is in the
+//! crates that it composes. Only here is anything printed, is the environment read, does the
+//! process end.
+
+mod bench;
+mod database;
+mod demo;
+mod local_network;
+mod network;
+mod node;
+mod shell;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The release of this program.
+pub(crate) const RELEASE: &str = env!("CARGO_PKG_VERSION");
+
+/// A permissioned ledger between organisations that keeps working when machines fail.
+#[derive(Parser)]
+#[command(name = "quorate", version, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run one organisation's ledger node, or look at its configuration
+    Node(node::Arguments),
+    /// Look at and migrate a node's database
+    Database(database::Arguments),
+    /// Make a network of nodes from a folder of configurations
+    Network(network::Arguments),
+    /// Talk to a running node: start flows, look into the vault, operate
+    Shell(shell::ShellArgs),
+    /// See it work: three nodes on this machine issue and pay cash to each other
+    Demo(demo::Arguments),
+    /// Measure it on this machine
+    Bench(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .is_err()
+    {
+        // Only this program installs one, and only here.
+        eprintln!("quorate: the cryptographic provider is installed already");
+        return ExitCode::FAILURE;
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("quorate: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(async {
+        match arguments.command {
+            Command::Node(arguments) => node::run(arguments).await,
+            Command::Database(arguments) => database::run(arguments).await,
+            Command::Network(arguments) => network::run(arguments),
+            Command::Shell(arguments) => shell::run(arguments).await,
+            Command::Demo(arguments) => demo::run(arguments).await,
+            Command::Bench(arguments) => bench::run(arguments).await,
+        }
+    });
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("quorate: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The applications that this program has installed.
+pub(crate) fn applications() -> Vec<std::sync::Arc<dyn quorate_flow::App>> {
+    vec![std::sync::Arc::new(quorate_cash::CashApp)]
+}

@@ -1,8 +1,9 @@
 //! What can be said about a request without looking at any state.
 
 use quorate_identity::Party;
-use quorate_ledger::{NotarisationMessage, NotarisationPayload, NotaryError, Timestamp, TxId};
-use quorate_ledger::{StateRef, TimeWindow};
+use quorate_ledger::{
+    NotarisationMessage, NotarisationPayload, NotaryError, StateRef, TimeWindow, Timestamp,
+};
 use quorate_storage::NotaryEntry;
 
 /// A request that is well-formed, complete and signed by who asks.
@@ -13,10 +14,6 @@ pub(crate) struct Checked {
 }
 
 impl Checked {
-    pub(crate) fn tx(&self) -> TxId {
-        self.entry.tx
-    }
-
     pub(crate) fn states(&self) -> usize {
         self.entry.inputs.len() + self.entry.references.len()
     }

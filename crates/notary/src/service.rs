@@ -127,7 +127,10 @@ impl NotaryMetrics {
 
 enum Job {
     /// A message of a peer; the answer goes to its session.
-    Message { inbox: InboxId, envelope: Box<Envelope> },
+    Message {
+        inbox: InboxId,
+        envelope: Box<Envelope>,
+    },
     /// A request of this node's own flow, which has verified the transaction.
     Call {
         requester: Party,
@@ -412,16 +415,8 @@ impl Answers {
             .collect();
         committed.sort_unstable();
         committed.dedup();
-        if committed.is_empty() {
-            return BTreeMap::new();
-        }
-        match sign_batch(&self.identity.key, &committed) {
-            Ok(signatures) => committed.into_iter().zip(signatures).collect(),
-            Err(error) => {
-                tracing::error!(error = %chain(&error), "a batch could not be signed");
-                BTreeMap::new()
-            }
-        }
+        let signatures = sign_batch(&self.identity.key, &committed);
+        committed.into_iter().zip(signatures).collect()
     }
 
     fn answer(
@@ -436,7 +431,9 @@ impl Answers {
             Pending::Entry(index, window) => (*index, *window),
         };
         let (Some(tx), Some(result)) = (self.txs.get(index), results.get(index)) else {
-            return refused(NotaryError::General("the request was not decided".to_owned()));
+            return refused(NotaryError::General(
+                "the request was not decided".to_owned(),
+            ));
         };
         match (result, window) {
             (NotaryResult::Committed, _) => match signed.get(tx) {
@@ -461,7 +458,11 @@ impl Answers {
         }
     }
 
-    fn envelopes(&self, results: &[NotaryResult], sessions: &[(Envelope, Pending)]) -> Vec<Envelope> {
+    fn envelopes(
+        &self,
+        results: &[NotaryResult],
+        sessions: &[(Envelope, Pending)],
+    ) -> Vec<Envelope> {
         let signed = self.signatures(results);
         sessions
             .iter()
