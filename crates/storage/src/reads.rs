@@ -270,6 +270,23 @@ impl Store {
             .await
     }
 
+    /// A flow that has not ended, with its journal. Nobody must be writing to it meanwhile: it is read in pieces.
+    pub async fn checkpoint(&self, flow: FlowId) -> Result<Option<Checkpoint>, Error> {
+        let doing = "reading a flow";
+        let Some(FlowRecord { start, status, progress, .. }) = self.flow(flow).await? else {
+            return Ok(None);
+        };
+        let header = {
+            let mut reader = self.database().reader().await?;
+            let sql = "SELECT checkpoint FROM flows WHERE flow_id = $1 AND finished_at IS NULL";
+            let row = reader.fetch_one(sql, values![flow.as_bytes()]).await.doing(doing)?;
+            row.map(|row| row.bytes(0)).transpose().doing(doing)?
+        };
+        let Some(header) = header else { return Ok(None) };
+        let entries = self.journal(flow).await?;
+        Ok(Some(Checkpoint { flow, start, status, header, progress, entries }))
+    }
+
     /// A flow's journal, in order.
     pub async fn journal(&self, flow: FlowId) -> Result<Vec<(u32, Vec<u8>)>, Error> {
         let doing = "reading a journal";
