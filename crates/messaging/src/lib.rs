@@ -12,12 +12,13 @@
 //! * the sender named in a message is the one in the TLS certificate of the connection it came over;
 //! * a peer that is down, slow or hostile costs its own bridge or connection and nothing else.
 //!
-//! Start reading at [`Messaging`] and [`Handle`]; then `bridge` (one task per peer that we send to), `accept` and
+//! Start reading at [`Messaging`] and [`Handle`]; then `bridge` and `carriage` (one task per peer that we send to), `accept` and
 //! `inbound` (one task per connection that we receive from). `wire` and `guard` stand between the socket and the AMQP
 //! library, which believes more of what it reads than one should believe of a stranger.
 
 mod accept;
 mod bridge;
+mod carriage;
 mod dial;
 mod exchange;
 mod guard;

@@ -1,5 +1,11 @@
 //! What messaging promises: order, nothing lost, nothing accepted before it is durable, whoever dies in between.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on says so by panicking"
+)]
+
 mod support;
 
 use std::net::SocketAddr;
@@ -492,4 +498,14 @@ async fn many_peers_that_are_down_do_not_slow_down_one_that_is_up() {
         "{:?}",
         began.elapsed()
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_party_can_write_to_itself() {
+    let a = Party::start("PartyA");
+    a.knows(&a);
+    a.send_many(&a.name, 10);
+    a.settled(&a.name).await;
+    assert_eq!(a.inbox.count(), 10);
+    assert!(a.handle.shutdown(PATIENCE).await.is_clean());
 }

@@ -1,6 +1,12 @@
 //! Nonsense is refused: from strangers without a certificate, from parties that pretend to be others, and from members
 //! of the network that do not keep to the protocol. Each time a well-behaved peer is served before, during and after.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on says so by panicking"
+)]
+
 mod support;
 
 use std::net::SocketAddr;
@@ -295,9 +301,31 @@ async fn a_member_that_speaks_nonsense_loses_its_own_connection_only() {
         pair_with(|options| options.handshake_timeout = Duration::from_secs(2)).await;
     let evil = keys(&name("Evil"));
     let logged_in = [SASL_HEADER, &frame(1, SASL_INIT), AMQP_HEADER].concat();
+    // A value in a value in a value …, where any value is permitted: among the properties of the session.
+    let mut value = b"\x45".to_vec();
+    for _ in 0..7000 {
+        let size = (value.len() as u32 + 4).to_be_bytes();
+        value = [b"\xd0".as_slice(), &size, b"\x00\x00\x00\x01", &value].concat();
+    }
+    let map_size = (value.len() as u32 + 7).to_be_bytes();
+    let map = [
+        b"\xd1".as_slice(),
+        &map_size,
+        b"\x00\x00\x00\x02\xa3\x01k",
+        &value,
+    ]
+    .concat();
+    let fields = [
+        b"\x40\x43\x70\x00\x00\x10\x00\x43\x40\x40\x40".as_slice(),
+        &map,
+    ]
+    .concat();
+    let list_size = (fields.len() as u32 + 4).to_be_bytes();
     let deep = [
-        b"\x00\x53\x16\xd0\x00\x00\xff\x00\x00\x00\x00\x01".as_slice(),
-        &b"\x00\x53\x00".repeat(10_000),
+        b"\x00\x53\x11\xd0".as_slice(),
+        &list_size,
+        b"\x00\x00\x00\x08",
+        &fields,
     ]
     .concat();
     let sent: Vec<Vec<u8>> = vec![
@@ -600,4 +628,60 @@ async fn a_newer_connection_takes_the_place_of_the_older_one() {
     assert!(matches!(third, Outcome::Accepted(_)));
     still_served(&good, &node).await;
     assert_eq!(node.inbox.count_from(&own), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_answers_nonsense_is_dialled_again_and_nothing_is_lost() {
+    let (a, b) = (Party::start("PartyA"), Party::start("PartyB"));
+    let server = TcpListener::bind(localhost()).await.unwrap();
+    a.knows_at(&b.name, &[server.local_addr().unwrap()]);
+    a.send_many(&b.name, 10);
+    let acceptor = TlsAcceptor::from(tls_server_config(&b.keys, Arc::new(|| NOW)));
+    let mechanisms = frame(1, b"\x00\x53\x40\xc0\x0e\x01\xe0\x0b\x01\xa3\x08EXTERNAL");
+    let outcome = |code: u8| {
+        frame(
+            1,
+            &[b"\x00\x53\x44\xc0\x03\x01\x50".as_slice(), &[code]].concat(),
+        )
+    };
+    let logged_in = [SASL_HEADER, &mechanisms, &outcome(0), AMQP_HEADER].concat();
+    let answers: Vec<Vec<u8>> = vec![
+        vec![],
+        b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
+        AMQP_HEADER.to_vec(),
+        [
+            SASL_HEADER,
+            &frame(1, b"\x00\x53\x40\xc0\x08\x01\xa3\x05PLAIN"),
+        ]
+        .concat(),
+        [SASL_HEADER, &mechanisms, &outcome(1)].concat(),
+        [SASL_HEADER, &mechanisms, &frame(1, b"\x00\x53\x44\x45")].concat(),
+        [&logged_in[..], &[0xee; 100]].concat(),
+        [&logged_in[..], &frame(0, BEGIN)].concat(),
+        [
+            &logged_in[..],
+            &frame(0, OPEN),
+            &frame(0, b"\x00\x53\x14\x45"),
+        ]
+        .concat(),
+        [
+            &logged_in[..],
+            &frame(0, OPEN),
+            &frame(0, b"\x00\x53\x18\x45"),
+        ]
+        .concat(),
+    ];
+    for answer in answers {
+        let (tcp, _) = timeout(PATIENCE, server.accept())
+            .await
+            .expect("it dials again")
+            .unwrap();
+        let mut tls = acceptor.accept(tcp).await.unwrap();
+        tls.write_all(&answer).await.unwrap();
+        tls.shutdown().await.unwrap();
+        closes(&mut tls).await;
+    }
+    a.knows(&b);
+    a.settled(&b.name).await;
+    assert_eq!(b.inbox.sequences(), (1..=10).collect::<Vec<_>>());
 }

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 /// Longer than anything takes; a test that waits so long has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-pub(crate) const NOW: UnixTime = UnixTime(1_800_000_000);
+pub(crate) const NOW: UnixTime = UnixTime(1_767_225_600);
 
 static AUTHORITY: LazyLock<CertificateAuthority> = LazyLock::new(CertificateAuthority::development);
 
