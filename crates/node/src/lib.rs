@@ -1,3 +1,28 @@
-//! (to be written)
+//! One organisation's ledger node: the parts composed.
+//!
+//! [`Node`] is one process serving a node. It prepares itself, waits for the lease, and as its
+//! holder runs everything that serves: the flow machine with its driver, the post office between
+//! queues and peers, the notary, the doors for clients. The parts themselves live in crates of
+//! their own; here is only what joins them: roles (`instance`, `active`), the flow driver
+//! (`driver`), answers to flows (`host`), messages (`post`), the network map and the making of
+//! networks ([`network_map`], [`bootstrap`]), configuration ([`config`]), and the API's server
+//! ([`rpc`]). It knows nothing of ordering channels or Fabric.
+//!
+//! Start reading at [`Node::run`].
 
+mod active;
+mod applications;
+pub mod config;
+mod driver;
+mod host;
+mod instance;
+mod metrics;
+pub mod network_map;
+pub mod node_keys;
+mod operations;
+mod post;
 pub mod rpc;
+
+pub use active::Addresses;
+pub use applications::{AppError, Applications};
+pub use instance::{Milestone, Node, NodeError, NodeOptions, write_node_info};

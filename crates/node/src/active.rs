@@ -1,0 +1,313 @@
+//! Everything that only the holder of the lease runs. It exists from the moment the lease is
+//! ours until it is given back; a standby has none of it, and so no port open.
+//!
+//! The order of starting matters: flows are restored before messages reach them, the inbox is
+//! taken up before peers can add to it, and clients come last.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate_flow::{Checkpoint, Limits, Machine, Owner, RetryPolicy};
+use quorate_identity::{PublicKey, UnixTime, X500Name};
+use quorate_messaging::{Handle as Messaging, Security};
+use quorate_notary::{Database, NotaryMetrics};
+use quorate_runtime::tasks::{StopReport, chain};
+use quorate_runtime::{Clock, Tasks};
+use quorate_storage::{Fence, Relevance, Store, WriterEnd};
+
+use crate::driver::{self, Driver, Flows, Parts};
+use crate::host::Host;
+use crate::instance::{NodeError, Prepared};
+use crate::metrics::FlowMetrics;
+use crate::operations::{DRAINING, Operations};
+use crate::post::Post;
+use crate::rpc::{ListenOptions, RpcOptions, RpcServer, Users, WebServer, desk};
+
+/// How long requests under way may take when the node stops.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Flows that are read at a time.
+const FLOWS_PAGE: u32 = 1_000;
+
+/// The running services of an active node.
+pub(crate) struct Active {
+    /// Clients and operators.
+    doors: Tasks,
+    /// Flows, post, notary.
+    core: Tasks,
+    messaging: Messaging,
+    flows: Flows,
+    pub(crate) addresses: Addresses,
+}
+
+/// Where an active node listens.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// Peers.
+    pub p2p: SocketAddr,
+    /// Clients by gRPC.
+    pub rpc: SocketAddr,
+    /// Clients and probes by HTTP.
+    pub web: Option<SocketAddr>,
+}
+
+impl Active {
+    /// Starts everything under the lease `fence`.
+    pub(crate) async fn start(
+        prepared: &Prepared,
+        fence: Fence,
+        tasks: &Tasks,
+    ) -> Result<Self, NodeError> {
+        let core = tasks.child("core");
+        let doors = tasks.child("doors");
+        let Prepared {
+            configuration,
+            keys,
+            applications,
+            store,
+            network,
+            clock,
+            entropy,
+            metrics,
+            identification,
+            ..
+        } = prepared;
+
+        let owner = Owner {
+            instance: identification.instance.clone(),
+            generation: fence.generation(),
+        };
+        let identities: Vec<_> = std::iter::once(keys.legal_identity())
+            .chain(keys.notary_service())
+            .collect();
+        let our_keys: Vec<PublicKey> = identities
+            .iter()
+            .map(|identity| identity.key().public().clone())
+            .collect();
+        let (writer, writing) = store.writer(fence, Relevance::of_keys(our_keys));
+        let root = tasks.shutdown().root();
+        let writing = writing.with_metrics(metrics);
+        // Ends by itself when nobody can write any more, after everybody else.
+        core.spawn("writer", async move {
+            if let WriterEnd::Fenced(error) = writing.run().await {
+                root.request(format!(
+                    "another instance has taken over the lease: {}",
+                    chain(error.as_ref())
+                ));
+            }
+        });
+
+        let codes = applications.contract_codes();
+        let surroundings = network.borrow().surroundings(codes.clone());
+        let mut machine = Machine::new(
+            Arc::clone(&applications.registry),
+            Arc::new(surroundings),
+            owner.clone(),
+            Limits::default(),
+            RetryPolicy::default(),
+        );
+        machine.set_draining(store.setting(DRAINING).await?.as_deref() == Some("true"));
+
+        let (flows, intake) = driver::intake(clock, &core);
+        let notary = prepared.notary_identity(owner).map(|(identity, options)| {
+            let directory = {
+                let network = network.clone();
+                Arc::new(move |name: &X500Name| network.borrow().party(name).cloned())
+            };
+            quorate_notary::Service::new(
+                identity,
+                options,
+                Arc::new(Database::new(writer.clone())),
+                directory,
+                clock.clone(),
+                NotaryMetrics::new(metrics),
+            )
+        });
+        let (notary_service, notary_handle) = notary.unzip();
+        let own: BTreeSet<X500Name> = keys.served_names().into_iter().collect();
+        let post = Post::new(
+            store.clone(),
+            writer.clone(),
+            flows.clone(),
+            notary_handle.clone(),
+            network.clone(),
+            own.clone(),
+            &core,
+        );
+        let host = Arc::new(Host::new(
+            store.clone(),
+            writer.clone(),
+            identities.iter().map(|i| i.key().clone()).collect(),
+            keys.legal_identity().key().public().clone(),
+            Arc::clone(&applications.contracts),
+            applications.effects.clone(),
+            notary_handle,
+        ));
+
+        let restored = unfinished(store).await?;
+        if !restored.is_empty() {
+            tracing::info!(flows = restored.len(), "taking up flows");
+        }
+        let driver = Driver::new(
+            Parts {
+                machine,
+                writer: writer.clone(),
+                store: store.clone(),
+                host: Arc::clone(&host),
+                post: post.clone(),
+                clock: clock.clone(),
+                entropy: entropy.clone(),
+                metrics: FlowMetrics::new(metrics),
+                tasks: core.clone(),
+            },
+            intake,
+        );
+        core.spawn_essential("flows", driver.run(restored));
+        if let Some(service) = notary_service {
+            let post = post.clone();
+            service.start(&core, Arc::new(move |queued| post.enqueued(queued)));
+        }
+        let waiting = post.take_up_inbox().await?;
+        if waiting > 0 {
+            tracing::info!(messages = waiting, "taking up messages");
+        }
+
+        let messaging = {
+            let network = network.clone();
+            let security = Security::of_node(keys, certificate_clock(clock))
+                .with_answering(move |party| network.borrow().answering(party));
+            let options = prepared.messaging_options()?;
+            quorate_messaging::Messaging::bind(
+                options,
+                security,
+                Arc::new(post.clone()),
+                Arc::new(post.clone()),
+                entropy.clone(),
+            )?
+        };
+        let p2p = messaging.address();
+        let messaging = messaging.start(&core);
+        follow_network(prepared, &flows, &messaging, codes, own, &core);
+        post.open(messaging.clone()).await?;
+
+        let operations = Arc::new(Operations {
+            flows: flows.clone(),
+            store: store.clone(),
+            writer: writer.clone(),
+            host,
+            post,
+            network: network.clone(),
+            applications: Arc::clone(applications),
+            clock: clock.clone(),
+            identification: Arc::clone(identification),
+            shutdown: tasks.shutdown().root(),
+        });
+        let users = Users::new(configuration.rpc_users.iter().cloned())?;
+        let desk = desk(
+            operations,
+            RpcOptions {
+                users,
+                legal_name: identification.legal_name.clone(),
+                release: identification.release.clone(),
+            },
+        );
+        let rpc = RpcServer::bind(&ListenOptions {
+            address: configuration.rpc.address.to_string(),
+            tls: prepared.rpc_tls()?,
+        })
+        .await?;
+        let mut addresses = Addresses {
+            p2p,
+            rpc: rpc.address(),
+            web: None,
+        };
+        if let Some(address) = &configuration.web_address {
+            // Probes of load balancers speak plain HTTP.
+            let options = ListenOptions {
+                address: address.to_string(),
+                tls: None,
+            };
+            let server = WebServer::bind(&options).await?;
+            addresses.web = Some(server.address());
+            server.serve(&doors, Arc::clone(&desk));
+        }
+        rpc.serve(&doors, desk);
+        Ok(Self {
+            doors,
+            core,
+            messaging,
+            flows,
+            addresses,
+        })
+    }
+
+    /// A handle to the flows, for health checks.
+    pub(crate) fn flows(&self) -> &Flows {
+        &self.flows
+    }
+
+    /// Stops in the reverse order: clients first, then peers, then flows; what is being
+    /// committed is finished.
+    pub(crate) async fn stop(self) -> Vec<StopReport> {
+        let doors = self.doors.stop(PATIENCE).await;
+        let peers = self.messaging.shutdown(PATIENCE).await;
+        let core = self.core.stop(PATIENCE).await;
+        vec![doors, peers, core]
+    }
+}
+
+/// All flows that have not ended. Those whose rows are broken are left alone, loudly.
+async fn unfinished(store: &Store) -> Result<Vec<Checkpoint>, NodeError> {
+    let (mut all, mut after) = (Vec::new(), None);
+    loop {
+        let page = store.unfinished_flows(after, FLOWS_PAGE).await?;
+        for (flow, why) in page.broken {
+            tracing::error!(%flow, why, "a flow's row in the database cannot be read; it stays there untouched");
+        }
+        all.extend(page.flows);
+        after = page.next;
+        if after.is_none() {
+            return Ok(all);
+        }
+    }
+}
+
+/// Keeps flows and messaging up to date with the network map.
+fn follow_network(
+    prepared: &Prepared,
+    flows: &Flows,
+    messaging: &Messaging,
+    codes: std::collections::BTreeMap<String, quorate_identity::SecureHash>,
+    own: BTreeSet<X500Name>,
+    tasks: &Tasks,
+) {
+    let mut network = prepared.network.clone();
+    let (flows, messaging) = (flows.clone(), messaging.clone());
+    let set_addresses = move |snapshot: &crate::network_map::NetworkSnapshot| {
+        for party in snapshot.parties().filter(|party| !own.contains(&party.name)) {
+            messaging.set_addresses(&party.name, snapshot.addresses(&party.name));
+        }
+    };
+    set_addresses(&network.borrow_and_update());
+    let shutdown = tasks.shutdown().clone();
+    tasks.spawn("network map to flows", async move {
+        loop {
+            tokio::select! {
+                () = shutdown.requested() => return,
+                changed = network.changed() => if changed.is_err() { return },
+            }
+            let snapshot = Arc::clone(&network.borrow_and_update());
+            set_addresses(&snapshot);
+            let surroundings = snapshot.surroundings(codes.clone());
+            flows.set_surroundings(Arc::new(surroundings)).await;
+        }
+    });
+}
+
+/// The node's clock as certificates are judged by.
+pub(crate) fn certificate_clock(clock: &Clock) -> quorate_identity::Clock {
+    let clock = clock.clone();
+    Arc::new(move || UnixTime(clock.now_seconds()))
+}

@@ -1,0 +1,503 @@
+//! One process serving a node: made ready, waiting for the lease, active, stopped.
+//!
+//! [`Node::prepare`] reads configuration, keys and network map, and opens the database; nothing
+//! is bound or written by then. [`Node::run`] waits for the lease, starts what only its holder
+//! runs ([`Active`]), renews the lease, and stops when asked or when the lease is lost.
+
+use std::net::ToSocketAddrs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate_flow::{App, Owner};
+use quorate_identity::rpc_tls::{RpcIdentity, RpcTlsError, rpc_server_config};
+use quorate_identity::{NodeKeys, UnixTime, X500Name};
+use quorate_ledger::Timestamp;
+use quorate_runtime::operations::{Health, Readiness, ReadyReport};
+use quorate_runtime::tasks::{blocking, chain};
+use quorate_runtime::{Clock, Entropy, Metrics, Tasks};
+use quorate_storage::lease::{self, Attempt, Candidate, Holder, Policy};
+use quorate_storage::{Fence, Store, migrate};
+use tokio::sync::watch;
+
+use crate::active::{Active, Addresses, certificate_clock};
+use crate::applications::{AppError, Applications};
+use crate::config::{NodeConfiguration, WhenHeld};
+use crate::network_map::{NetworkMap, NetworkMapError, NetworkSnapshot, OwnInfo};
+use crate::node_keys::{KeysOptions, load_or_create};
+
+/// What the lease of a node is for.
+const RESOURCE: &str = "node";
+
+/// How often the lease is renewed when mutual exclusion is off: only to find out early that
+/// another process has taken over.
+const IDLE_UPDATE: Duration = Duration::from_secs(20);
+
+/// Longest wait between two attempts at the lease.
+const ATTEMPT_EVERY: Duration = Duration::from_millis(250);
+
+/// What a node is made of.
+pub struct NodeOptions {
+    /// The configuration, checked.
+    pub configuration: NodeConfiguration,
+    /// The installed applications.
+    pub apps: Vec<Arc<dyn App>>,
+    /// Release of the software.
+    pub release: String,
+    /// The revision that it was built from.
+    pub revision: String,
+    /// The node's clock.
+    pub clock: Clock,
+    /// Where randomness comes from.
+    pub entropy: Entropy,
+    /// The process's metrics.
+    pub metrics: Metrics,
+    /// The process's health checks.
+    pub health: Health,
+    /// What `/readyz` says.
+    pub readiness: Readiness,
+    /// The process's tasks.
+    pub tasks: Tasks,
+}
+
+/// Which process this is, for reports.
+#[derive(Debug, Clone)]
+pub(crate) struct Identification {
+    pub(crate) resource: String,
+    pub(crate) instance: String,
+    pub(crate) release: String,
+    pub(crate) revision: String,
+    pub(crate) legal_name: X500Name,
+    pub(crate) started_at: Timestamp,
+}
+
+/// A node did not start, or could not go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// Applications that do not fit together.
+    #[error("the installed applications do not fit together")]
+    Applications(#[from] AppError),
+    /// Keys and certificates.
+    #[error(transparent)]
+    Keys(#[from] crate::node_keys::NodeKeysError),
+    /// The network map.
+    #[error(transparent)]
+    NetworkMap(#[from] crate::network_map::NetworkMapError),
+    /// The database.
+    #[error("the database cannot be used")]
+    Store(#[from] quorate_storage::Error),
+    /// The P2P port.
+    #[error(transparent)]
+    Messaging(#[from] quorate_messaging::BindError),
+    /// The RPC or web port.
+    #[error(transparent)]
+    Door(#[from] crate::rpc::BindError),
+    /// The RPC users.
+    #[error("rpcUsers cannot be used")]
+    Users(#[from] crate::rpc::UsersError),
+    /// The RPC server's certificate.
+    #[error("rpcSettings.ssl cannot be used")]
+    RpcTls(#[from] RpcTlsError),
+    /// An address of the configuration.
+    #[error("`{key}` is {address}, which is not an address of this machine")]
+    Address {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        address: String,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another instance holds the lease, and this one was told not to wait.
+    #[error(
+        "{holder} serves this node; this instance ends, as \
+         enterpriseConfiguration.mutualExclusionConfiguration.whenHeld says"
+    )]
+    Held {
+        /// The holder.
+        holder: String,
+    },
+    /// A part of the start panicked.
+    #[error(transparent)]
+    Panicked(#[from] quorate_runtime::tasks::TaskFailure),
+}
+
+/// What [`Node::run`] tells about its progress.
+#[derive(Debug)]
+pub enum Milestone {
+    /// Somebody else holds the lease.
+    Standby {
+        /// The holder.
+        holder: String,
+        /// How long its lease runs if it gives no further sign of life.
+        lapses_in: Duration,
+    },
+    /// This instance serves.
+    Active {
+        /// Where it listens.
+        addresses: Addresses,
+        /// The generation of its lease.
+        generation: u64,
+    },
+}
+
+/// Everything that is ready before the lease is asked for.
+pub(crate) struct Prepared {
+    pub(crate) configuration: NodeConfiguration,
+    pub(crate) keys: NodeKeys,
+    pub(crate) applications: Arc<Applications>,
+    pub(crate) store: Store,
+    pub(crate) network: watch::Receiver<Arc<NetworkSnapshot>>,
+    pub(crate) clock: Clock,
+    pub(crate) entropy: Entropy,
+    pub(crate) metrics: Metrics,
+    pub(crate) identification: Arc<Identification>,
+}
+
+/// A node that is ready to run.
+pub struct Node {
+    prepared: Prepared,
+    health: Health,
+    readiness: Readiness,
+    holder: Holder,
+    policy: Policy,
+    update_interval: Duration,
+}
+
+impl Prepared {
+    /// The notary that this node is, if it is one.
+    pub(crate) fn notary_identity(
+        &self,
+        owner: Owner,
+    ) -> Option<(quorate_notary::Identity, quorate_notary::Options)> {
+        let configured = self.configuration.notary.as_ref()?;
+        let identity = match (&configured.service_legal_name, self.keys.notary_service()) {
+            (Some(_), Some(service)) => service,
+            _ => self.keys.legal_identity(),
+        };
+        let identity = quorate_notary::Identity {
+            party: identity.party(),
+            key: identity.key().clone(),
+            owner,
+        };
+        Some((identity, configured.service_options()))
+    }
+
+    pub(crate) fn messaging_options(&self) -> Result<quorate_messaging::Options, NodeError> {
+        let listen = &self.configuration.p2p_listen;
+        let refused = |source| NodeError::Address {
+            key: "p2pAddress",
+            address: listen.to_string(),
+            source,
+        };
+        let mut found = (listen.host(), listen.port())
+            .to_socket_addrs()
+            .map_err(refused)?;
+        let address = found.next().ok_or_else(|| {
+            refused(std::io::Error::other("the name leads to no address"))
+        })?;
+        let mut options =
+            quorate_messaging::Options::new(self.identification.legal_name.clone(), address);
+        options.further_names = self.keys.served_names();
+        let largest = self.network.borrow().parameters().max_message_size;
+        options.max_message_bytes = usize::try_from(largest)
+            .unwrap_or(usize::MAX)
+            .min(options.max_message_bytes);
+        Ok(options)
+    }
+
+    pub(crate) fn rpc_tls(&self) -> Result<Option<Arc<rustls::ServerConfig>>, NodeError> {
+        let Some(tls) = &self.configuration.rpc.tls else {
+            return Ok(None);
+        };
+        let identity = RpcIdentity::load(&tls.key_store_path, tls.key_store_password.expose())?;
+        let clock = certificate_clock(&self.clock);
+        Ok(Some(rpc_server_config(&identity, &[b"h2"], clock)?))
+    }
+}
+
+/// The node's keys, as the configuration says.
+fn load_keys(configuration: &NodeConfiguration, now: UnixTime) -> Result<NodeKeys, NodeError> {
+    let notary_service = configuration
+        .notary
+        .as_ref()
+        .and_then(|notary| notary.service_legal_name.as_ref());
+    let options = KeysOptions {
+        directory: &configuration.certificates_directory,
+        legal_name: &configuration.my_legal_name,
+        notary_service,
+        key_store_password: Some(&configuration.key_store_password),
+        trust_store_password: Some(&configuration.trust_store_password),
+        dev_mode: configuration.dev_mode,
+    };
+    Ok(load_or_create(&options, now)?)
+}
+
+/// What the node says of itself in the network map.
+fn own_info<'a>(configuration: &'a NodeConfiguration, keys: &'a NodeKeys) -> OwnInfo<'a> {
+    OwnInfo {
+        keys,
+        addresses: &configuration.advertised_addresses,
+        provides_notary_service: configuration
+            .notary
+            .as_ref()
+            .is_some_and(|notary| notary.service_legal_name.is_some()),
+    }
+}
+
+/// Writes the node's signed entry for the network maps of others; returns the file.
+pub fn write_node_info(
+    configuration: &NodeConfiguration,
+    clock: &Clock,
+) -> Result<PathBuf, NodeError> {
+    let keys = load_keys(configuration, UnixTime(clock.now_seconds()))?;
+    let published = own_info(configuration, &keys)
+        .publish(
+            &configuration.base_directory,
+            &[],
+            Timestamp::from_micros(clock.now_micros()),
+        )
+        .map_err(NetworkMapError::from)?;
+    Ok(published.path)
+}
+
+impl Node {
+    /// Reads keys and network map, opens the database and checks its schema, or migrates it if
+    /// the configuration says so. Nothing is served yet.
+    pub async fn prepare(options: NodeOptions) -> Result<Self, NodeError> {
+        let NodeOptions {
+            configuration,
+            apps,
+            release,
+            revision,
+            clock,
+            entropy,
+            metrics,
+            health,
+            readiness,
+            tasks,
+        } = options;
+        let started_at = Timestamp::from_micros(clock.now_micros());
+        let applications = Arc::new(Applications::install(&apps)?);
+        let (configuration, keys, map) = {
+            let clock = clock.clone();
+            blocking("read keys and network map", move || {
+                let keys = load_keys(&configuration, UnixTime(clock.now_seconds()))?;
+                let own = own_info(&configuration, &keys);
+                let map = NetworkMap::load(&configuration.base_directory, &own, clock)?;
+                Ok::<_, NodeError>((configuration, keys, map))
+            })
+            .await??
+        };
+        let store = Store::connect(
+            configuration.database.store_options(),
+            applications.schemas.clone(),
+        )
+        .await?;
+        if configuration.database.run_migration {
+            for done in migrate::execute(&store).await? {
+                tracing::info!(component = done.component, version = done.version, "the database was migrated");
+            }
+        } else {
+            migrate::check_current(&store).await?;
+        }
+        let network = map.subscribe();
+        map.watch(&tasks);
+
+        let exclusion = configuration.mutual_exclusion.clone();
+        let holder = Holder::this_process(
+            exclusion.machine_name.clone(),
+            configuration.base_directory.to_string_lossy(),
+        );
+        let policy = if exclusion.on {
+            Policy::Exclusive {
+                update_interval: exclusion.update_interval,
+                wait_interval: exclusion.wait_interval,
+            }
+        } else {
+            Policy::Always
+        };
+        let identification = Identification {
+            resource: RESOURCE.to_owned(),
+            instance: holder.instance(),
+            release,
+            revision,
+            legal_name: configuration.my_legal_name.clone(),
+            started_at,
+        };
+        Ok(Self {
+            update_interval: if exclusion.on {
+                exclusion.update_interval
+            } else {
+                IDLE_UPDATE
+            },
+            prepared: Prepared {
+                configuration,
+                keys,
+                applications,
+                store,
+                network,
+                clock,
+                entropy,
+                metrics,
+                identification: Arc::new(identification),
+            },
+            health,
+            readiness,
+            holder,
+            policy,
+        })
+    }
+
+    /// Names and versions of the installed applications.
+    pub fn applications(&self) -> &[(String, u32)] {
+        &self.prepared.applications.names
+    }
+
+    /// The node's legal name.
+    pub fn legal_name(&self) -> &X500Name {
+        &self.prepared.identification.legal_name
+    }
+
+    /// Waits for the lease, serves under it, and returns when shutdown was requested and
+    /// everything has stopped. The reason is [`Shutdown::reason`](quorate_runtime::Shutdown).
+    pub async fn run(
+        self,
+        tasks: &Tasks,
+        mut told: impl FnMut(Milestone),
+    ) -> Result<(), NodeError> {
+        let Some(fence) = self.wait_for_lease(tasks, &mut told).await? else {
+            return Ok(());
+        };
+        self.readiness.set(self.report(false, "starting"));
+        let active = match Active::start(&self.prepared, fence.clone(), tasks).await {
+            Ok(active) => active,
+            Err(error) => {
+                self.give_back(&fence).await;
+                return Err(error);
+            }
+        };
+        self.readiness.set(
+            self.report(true, "active")
+                .with("generation", fence.generation()),
+        );
+        self.watch_health(&active);
+        told(Milestone::Active {
+            addresses: active.addresses.clone(),
+            generation: fence.generation(),
+        });
+        let lost = self.keep_lease(&fence, tasks).await;
+        self.readiness.set(self.report(false, "stopping"));
+        for component in ["database", "flows"] {
+            self.health.deregister(component);
+        }
+        for report in active.stop().await {
+            if !report.is_clean() {
+                tracing::warn!(%report, "not everything had finished when the node stopped");
+            }
+        }
+        if !lost {
+            self.give_back(&fence).await;
+        }
+        self.prepared.store.close().await;
+        Ok(())
+    }
+
+    /// `None` if shutdown was requested first.
+    async fn wait_for_lease(
+        &self,
+        tasks: &Tasks,
+        told: &mut impl FnMut(Milestone),
+    ) -> Result<Option<Fence>, NodeError> {
+        let shutdown = tasks.shutdown().clone();
+        let mut candidate = Candidate::new(
+            &self.prepared.store,
+            RESOURCE,
+            self.holder.clone(),
+            self.policy,
+        );
+        let mut known = None;
+        loop {
+            match candidate.attempt().await? {
+                Attempt::Acquired(fence) => return Ok(Some(fence)),
+                Attempt::Held { lease, lapses_in } => {
+                    self.readiness.set(
+                        self.report(false, "standby")
+                            .with("holder", lease.holder.instance())
+                            .with("generation", lease.generation)
+                            .with("heldSince", lease.acquired_at.to_string())
+                            .with("lapsesInMillis", lapses_in.as_millis() as u64),
+                    );
+                    if known.replace(lease.generation) != Some(lease.generation) {
+                        let holder = lease.holder.instance();
+                        tracing::info!(holder, ?lapses_in, "standing by: another instance holds the lease");
+                        if self.prepared.configuration.mutual_exclusion.when_held == WhenHeld::Exit {
+                            return Err(NodeError::Held { holder });
+                        }
+                        told(Milestone::Standby { holder, lapses_in });
+                    }
+                    tokio::select! {
+                        () = shutdown.requested() => return Ok(None),
+                        () = tokio::time::sleep(lapses_in.min(ATTEMPT_EVERY)) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Renews the lease until shutdown is requested; whether the lease was lost.
+    async fn keep_lease(&self, fence: &Fence, tasks: &Tasks) -> bool {
+        let shutdown = tasks.shutdown().clone();
+        loop {
+            tokio::select! {
+                () = shutdown.requested() => return false,
+                () = tokio::time::sleep(self.update_interval) => {}
+            }
+            // The next sign of life would come too late: another may have taken over by then.
+            let renewed =
+                tokio::time::timeout(self.update_interval, lease::renew(&self.prepared.store, fence));
+            let why = match renewed.await {
+                Ok(Ok(_)) => continue,
+                Ok(Err(error)) => chain(&error),
+                Err(_) => "the database did not answer in time".to_owned(),
+            };
+            let reason = format!("the lease could not be renewed: {why}");
+            tracing::error!(reason, "this instance stops serving");
+            shutdown.root().request(reason);
+            return true;
+        }
+    }
+
+    async fn give_back(&self, fence: &Fence) {
+        if let Err(error) = lease::release(&self.prepared.store, fence).await {
+            tracing::warn!(error = %chain(&error), "the lease could not be given back; it lapses by itself");
+        }
+    }
+
+    fn report(&self, ready: bool, status: &str) -> ReadyReport {
+        ReadyReport::new(ready, status)
+            .with("node", self.prepared.identification.legal_name.to_string())
+            .with("instance", self.prepared.identification.instance.clone())
+    }
+
+    fn watch_health(&self, active: &Active) {
+        let store = self.prepared.store.clone();
+        self.health.register("database", move || {
+            let store = store.clone();
+            async move { store.ping().await.map_err(|error| chain(&error)) }
+        });
+        let flows = active.flows().clone();
+        self.health.register("flows", move || {
+            let flows = flows.clone();
+            async move {
+                if flows.responds().await {
+                    Ok(())
+                } else {
+                    Err("the flow machine has stopped".to_owned())
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,422 @@
+//! The post office: between the store's queues, messaging, and those who read messages.
+//!
+//! Outgoing: what a commit has queued is kept here in memory for its bridge, so that a healthy
+//! connection never reads the database; whatever is not here is read from there. Incoming: a
+//! batch is written to the inbox in one commit, and only then accepted and passed on, to the
+//! flows or, on a notary, to the notary service. Messages to ourselves take the same way without
+//! a connection.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use futures::future::BoxFuture;
+use quorate_flow::{Envelope, InboxId, SessionMessage, standard};
+use quorate_identity::X500Name;
+use quorate_messaging::{
+    Epoch, Handle, Inbound, Incoming, OutboundQueue, Outgoing, PeerStatus, QueueError, Refusal,
+};
+use quorate_notary::Handle as Desk;
+use quorate_runtime::Tasks;
+use quorate_runtime::tasks::chain;
+use quorate_storage::{Queued, Received, Reception, Store, UnitOfWork, Writer};
+use tokio::sync::{mpsc, watch};
+
+use crate::driver::Flows;
+use crate::network_map::NetworkSnapshot;
+
+/// Messages to one peer that are kept in memory; beyond it they are read from the database.
+const MAX_TAIL: usize = 2_048;
+
+/// Bytes of messages to one peer that are kept in memory.
+const MAX_TAIL_BYTES: usize = 16 * 1024 * 1024;
+
+/// Inbox messages that are read at a time when an instance becomes active.
+const INBOX_PAGE: u32 = 1_000;
+
+/// Messages to ourselves that are moved in one commit.
+const LOOPBACK_BATCH: usize = 256;
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Post {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    writer: Writer,
+    flows: Flows,
+    desk: Option<Desk>,
+    network: watch::Receiver<Arc<NetworkSnapshot>>,
+    /// Names under which messages reach us: the legal name and the notary service's.
+    own: BTreeSet<X500Name>,
+    messaging: OnceLock<Handle>,
+    tails: Mutex<BTreeMap<X500Name, Tail>>,
+    loopback: mpsc::Sender<()>,
+}
+
+/// The newest messages of one peer's queue, without gaps from the first one that is kept.
+#[derive(Default)]
+struct Tail {
+    epoch: Epoch,
+    messages: BTreeMap<u64, Arc<[u8]>>,
+    bytes: usize,
+}
+
+impl Post {
+    /// A post office for the node of these names; `desk` takes requests to our notary.
+    pub(crate) fn new(
+        store: Store,
+        writer: Writer,
+        flows: Flows,
+        desk: Option<Desk>,
+        network: watch::Receiver<Arc<NetworkSnapshot>>,
+        own: BTreeSet<X500Name>,
+        tasks: &Tasks,
+    ) -> Self {
+        let (loopback, wake) = mpsc::channel(1);
+        let post = Self {
+            inner: Arc::new(Inner {
+                store,
+                writer,
+                flows,
+                desk,
+                network,
+                own,
+                messaging: OnceLock::new(),
+                tails: Mutex::new(BTreeMap::new()),
+                loopback,
+            }),
+        };
+        let worker = post.clone();
+        tasks.spawn("messages to ourselves", worker.move_own_messages(wake));
+        post
+    }
+
+    /// From now on messages leave through `messaging`; those that wait in the store too.
+    pub(crate) async fn open(&self, messaging: Handle) -> Result<(), quorate_storage::Error> {
+        let waiting = self.inner.store.outbox_peers().await?;
+        let _ = self.inner.messaging.set(messaging);
+        for queue in waiting.into_iter().filter(|queue| queue.waiting > 0) {
+            self.wake(&queue.peer);
+        }
+        Ok(())
+    }
+
+    /// Passes on what lay in the inbox when this instance became active.
+    pub(crate) async fn take_up_inbox(&self) -> Result<usize, quorate_storage::Error> {
+        let (mut count, mut after) = (0, None);
+        loop {
+            let page = self.inner.store.inbox(after.as_ref(), INBOX_PAGE).await?;
+            let Some(last) = page.last() else {
+                return Ok(count);
+            };
+            after = Some(last.id.clone());
+            count += page.len();
+            let mut messages = Vec::with_capacity(page.len());
+            for message in page {
+                match Envelope::decode(&message.envelope) {
+                    Ok(envelope) => messages.push((message.id, envelope)),
+                    Err(error) => tracing::error!(
+                        peer = %message.id.peer,
+                        sequence = message.id.sequence,
+                        error = %chain(&error),
+                        "a message in the inbox cannot be read and stays there; \
+                         was this database written by a newer version?"
+                    ),
+                }
+            }
+            self.pass_on(messages).await;
+        }
+    }
+
+    /// Messages that a commit has put into their queues.
+    pub(crate) fn enqueued(&self, queued: Vec<Queued>) {
+        let mut peers = BTreeSet::new();
+        {
+            let mut tails = self.tails();
+            for message in queued {
+                let tail = tails.entry(message.peer.clone()).or_default();
+                tail.push(message.epoch, message.sequence, message.envelope);
+                peers.insert(message.peer);
+            }
+        }
+        for peer in peers {
+            self.wake(&peer);
+        }
+    }
+
+    /// How the connection to a peer stands.
+    pub(crate) fn link(&self, peer: &X500Name) -> Option<PeerStatus> {
+        self.inner.messaging.get()?.peer_status(peer)
+    }
+
+    fn wake(&self, peer: &X500Name) {
+        if self.inner.own.contains(peer) {
+            // One wake-up in the channel is enough.
+            let _ = self.inner.loopback.try_send(());
+        } else if let Some(messaging) = self.inner.messaging.get() {
+            messaging.notify(peer);
+        }
+    }
+
+    fn tails(&self) -> std::sync::MutexGuard<'_, BTreeMap<X500Name, Tail>> {
+        self.inner
+            .tails
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands messages to those who read them.
+    async fn pass_on(&self, messages: Vec<(InboxId, Envelope)>) {
+        let mut for_flows = Vec::with_capacity(messages.len());
+        for (inbox, envelope) in messages {
+            match &self.inner.desk {
+                Some(desk) if is_notarisation(&envelope) => desk.submit(inbox, envelope).await,
+                _ => for_flows.push((inbox, envelope)),
+            }
+        }
+        if !for_flows.is_empty() {
+            self.inner.flows.deliver(for_flows).await;
+        }
+    }
+
+    /// Writes messages to the inbox and passes on those that are new.
+    async fn receive(
+        &self,
+        received: Vec<Received>,
+        envelopes: Vec<Envelope>,
+        settled: Option<(X500Name, u64)>,
+    ) -> Result<(), quorate_storage::CommitError> {
+        let mut unit = UnitOfWork::receive(received);
+        unit.settled.extend(settled);
+        let committed = self.inner.writer.commit(unit).await?;
+        let new = committed
+            .received
+            .into_iter()
+            .zip(envelopes)
+            .filter_map(|(reception, envelope)| match reception {
+                Reception::Accepted(inbox) => Some((inbox, envelope)),
+                Reception::Duplicate => None,
+            })
+            .collect();
+        self.pass_on(new).await;
+        Ok(())
+    }
+
+    async fn move_own_messages(self, mut wake: mpsc::Receiver<()>) {
+        while wake.recv().await.is_some() {
+            for own in &self.inner.own {
+                if let Err(error) = self.move_queue_of(own).await {
+                    tracing::warn!(error, "messages to ourselves wait");
+                    // They are moved with the next one.
+                }
+            }
+        }
+    }
+
+    async fn move_queue_of(&self, own: &X500Name) -> Result<(), String> {
+        let mut after = 0;
+        loop {
+            let (epoch, batch) = self
+                .next_messages(own, after, LOOPBACK_BATCH)
+                .await
+                .map_err(|error| chain(&error))?;
+            let Some(last) = batch.last().map(|message| message.sequence) else {
+                return Ok(());
+            };
+            let mut received = Vec::with_capacity(batch.len());
+            let mut envelopes = Vec::with_capacity(batch.len());
+            for message in batch {
+                let envelope =
+                    Envelope::decode(&message.body).map_err(|error| chain(&error))?;
+                envelopes.push(envelope);
+                received.push(Received {
+                    peer: own.clone(),
+                    epoch,
+                    sequence: message.sequence,
+                    envelope: message.body,
+                });
+            }
+            self.receive(received, envelopes, Some((own.clone(), last)))
+                .await
+                .map_err(|error| chain(&error))?;
+            self.forget(own, last);
+            after = last;
+        }
+    }
+
+    async fn next_messages(
+        &self,
+        peer: &X500Name,
+        after: u64,
+        limit: usize,
+    ) -> Result<(Epoch, Vec<Outgoing>), quorate_storage::Error> {
+        if let Some(found) = self
+            .tails()
+            .get(peer)
+            .and_then(|tail| tail.after(after, limit))
+        {
+            return Ok(found);
+        }
+        let limit = u32::try_from(limit).unwrap_or(u32::MAX);
+        let stored = self.inner.store.outbox(peer, after, limit).await?;
+        let messages = stored
+            .messages
+            .into_iter()
+            .map(|(sequence, body)| Outgoing { sequence, body })
+            .collect();
+        Ok((stored.epoch.unwrap_or_default(), messages))
+    }
+
+    fn forget(&self, peer: &X500Name, up_to: u64) {
+        if let Some(tail) = self.tails().get_mut(peer) {
+            tail.forget(up_to);
+        }
+    }
+}
+
+impl Tail {
+    fn push(&mut self, epoch: Epoch, sequence: u64, body: Arc<[u8]>) {
+        if self.epoch != epoch {
+            *self = Self {
+                epoch,
+                ..Self::default()
+            };
+        }
+        self.bytes += body.len();
+        self.messages.insert(sequence, body);
+        while self.messages.len() > MAX_TAIL || self.bytes > MAX_TAIL_BYTES {
+            match self.messages.pop_first() {
+                Some((_, body)) => self.bytes -= body.len(),
+                None => return,
+            }
+        }
+    }
+
+    /// Consecutive messages after `after`, if they are all here.
+    fn after(&self, after: u64, limit: usize) -> Option<(Epoch, Vec<Outgoing>)> {
+        let mut expected = after + 1;
+        let found: Vec<Outgoing> = self
+            .messages
+            .range(expected..)
+            .take(limit)
+            .take_while(|(sequence, _)| {
+                let consecutive = **sequence == expected;
+                expected += 1;
+                consecutive
+            })
+            .map(|(sequence, body)| Outgoing {
+                sequence: *sequence,
+                body: Arc::clone(body),
+            })
+            .collect();
+        (!found.is_empty()).then_some((self.epoch, found))
+    }
+
+    fn forget(&mut self, up_to: u64) {
+        let kept = self.messages.split_off(&(up_to + 1));
+        let gone = std::mem::replace(&mut self.messages, kept);
+        self.bytes -= gone.values().map(|body| body.len()).sum::<usize>();
+    }
+}
+
+impl OutboundQueue for Post {
+    fn fetch(
+        &self,
+        peer: &X500Name,
+        after: u64,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<(Epoch, Vec<Outgoing>), QueueError>> {
+        let peer = peer.clone();
+        Box::pin(async move {
+            self.next_messages(&peer, after, limit)
+                .await
+                .map_err(|error| {
+                    QueueError::caused(format!("the queue to {peer} cannot be read"), error)
+                })
+        })
+    }
+
+    fn settled(&self, peer: &X500Name, up_to: u64) -> BoxFuture<'_, Result<(), QueueError>> {
+        let peer = peer.clone();
+        Box::pin(async move {
+            let unit = UnitOfWork::settle(peer.clone(), up_to);
+            self.inner.writer.commit(unit).await.map_err(|error| {
+                QueueError::caused(format!("the queue to {peer} cannot be shortened"), error)
+            })?;
+            self.forget(&peer, up_to);
+            Ok(())
+        })
+    }
+}
+
+impl Inbound for Post {
+    fn deliver(
+        &self,
+        from: X500Name,
+        epoch: Epoch,
+        batch: Vec<Incoming>,
+    ) -> BoxFuture<'_, Result<(), Refusal>> {
+        Box::pin(async move {
+            let mut received = Vec::with_capacity(batch.len());
+            let mut envelopes = Vec::with_capacity(batch.len());
+            {
+                let network = self.inner.network.borrow();
+                for message in batch {
+                    let envelope = Envelope::decode(&message.body)
+                        .map_err(|error| Refusal::permanent(chain(&error)))?;
+                    check_addresses(&envelope, &from, &self.inner.own, &network)?;
+                    received.push(Received {
+                        peer: from.clone(),
+                        epoch,
+                        sequence: message.sequence,
+                        envelope: message.body.into(),
+                    });
+                    envelopes.push(envelope);
+                }
+            }
+            self.receive(received, envelopes, None)
+                .await
+                .map_err(|error| match error {
+                    quorate_storage::CommitError::Refused(_) => Refusal::permanent(chain(&error)),
+                    // What is wrong with our database is not the peer's business.
+                    _ => {
+                        tracing::warn!(peer = %from, error = %chain(&error), "messages were not taken; they come again");
+                        Refusal::later("the receiving node could not store the message just now")
+                    }
+                })
+        })
+    }
+}
+
+/// A peer may speak for itself and for the services that the network map says it serves.
+fn check_addresses(
+    envelope: &Envelope,
+    from: &X500Name,
+    own: &BTreeSet<X500Name>,
+    network: &NetworkSnapshot,
+) -> Result<(), Refusal> {
+    if envelope.sender != *from && !network.serves(from, &envelope.sender) {
+        return Err(Refusal::permanent(format!(
+            "the message says that it is from {}, but {from} sent it and does not serve that \
+             identity in the network map",
+            envelope.sender
+        )));
+    }
+    if !own.contains(&envelope.recipient) {
+        return Err(Refusal::permanent(format!(
+            "the message is for {}, whom this node does not serve",
+            envelope.recipient
+        )));
+    }
+    Ok(())
+}
+
+fn is_notarisation(envelope: &Envelope) -> bool {
+    envelope.from_initiator
+        && matches!(
+            &envelope.body,
+            SessionMessage::Initiate { flow, first: Some(_), .. } if flow == standard::NOTARISE
+        )
+}
