@@ -1,7 +1,7 @@
 //! From a tree of values to typed options, with every mistake reported at once.
 //!
 //! Whoever has options decodes them with a [`Section`]: each key is asked for by name and type, with its default. What
-//! is asked for becomes known; [`Section::finish`] then finds the keys that nobody asked for and names the nearest
+//! is asked for becomes known; the end of the section then finds the keys that nobody asked for and names the nearest
 //! known one. Problems are collected in a [`Report`], each with file and line, key, reason and remedy. The report also
 //! remembers every effective value, so that the configuration in force can be shown, without its secrets.
 //!

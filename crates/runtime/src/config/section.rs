@@ -198,6 +198,13 @@ impl<'a> Section<'a> {
         self.parsed(key)
     }
 
+    /// Whether something is asked for that is not offered: `true` is a problem, `false` or nothing is fine.
+    pub fn refused_if_true(&self, key: &str, why: &str) {
+        if self.has(key) && self.boolean_or(key, false) {
+            self.problem(key, why);
+        }
+    }
+
     /// `true` or `false`, also in quotes, as generated files have it.
     pub fn boolean_or(&self, key: &str, default: bool) -> bool {
         let value = self
@@ -359,28 +366,9 @@ impl<'a> Section<'a> {
         items.iter().enumerate().map(numbered).collect()
     }
 
-    /// Reports the keys that nobody asked for. Every section is finished, also those that are absent or refused.
-    pub fn finish(self) {
-        let Some(members) = self.members else { return };
-        let known = self.known.borrow();
-        for (key, value) in members {
-            let from_environment = value.origin.environment_variable().is_some();
-            if known.contains(key)
-                || from_environment && known.iter().any(|known| known.eq_ignore_ascii_case(key))
-            {
-                continue;
-            }
-            let origin = Some(value.origin.clone());
-            let reason = advice(key, known.iter().map(String::as_str));
-            match self.report.unknown {
-                OnUnknownKeys::Fail if !from_environment => {
-                    self.report.problem(origin, self.full(key), reason)
-                }
-                OnUnknownKeys::Ignore => {}
-                _ => self.report.warning(origin, self.full(key), reason),
-            }
-        }
-    }
+    /// Ends decoding of this section: from here on, keys that nobody asked for are unknown. Dropping does the same, so
+    /// that no section is forgotten; so a section is kept until all its keys have been asked for.
+    pub fn finish(self) {}
 
     fn elements(&self, key: &str) -> impl Iterator<Item = (&'a Value, &'a str)> + '_ {
         let values: &'a [Value] = match self.value(key) {
@@ -412,6 +400,30 @@ impl<'a> Section<'a> {
         self.report
             .setting(self.full(key), default.to_string(), None);
         default
+    }
+}
+
+impl Drop for Section<'_> {
+    fn drop(&mut self) {
+        let Some(members) = self.members else { return };
+        let known = self.known.borrow();
+        for (key, value) in members {
+            let from_environment = value.origin.environment_variable().is_some();
+            let asked_for = known.contains(key)
+                || from_environment && known.iter().any(|known| known.eq_ignore_ascii_case(key));
+            if asked_for {
+                continue;
+            }
+            let origin = Some(value.origin.clone());
+            let reason = advice(key, known.iter().map(String::as_str));
+            match self.report.unknown {
+                OnUnknownKeys::Fail if !from_environment => {
+                    self.report.problem(origin, self.full(key), reason);
+                }
+                OnUnknownKeys::Ignore => {}
+                _ => self.report.warning(origin, self.full(key), reason),
+            }
+        }
     }
 }
 
