@@ -79,6 +79,10 @@ impl Health {
     /// Runs all checks at once, within [`CHECK_PATIENCE`]; outcome by component. A check that panics takes the request with
     /// it, not the process.
     pub async fn run(&self) -> BTreeMap<String, Result<(), String>> {
+        self.run_within(CHECK_PATIENCE).await
+    }
+
+    async fn run_within(&self, patience: Duration) -> BTreeMap<String, Result<(), String>> {
         let checks = self
             .checks
             .lock()
@@ -89,7 +93,7 @@ impl Health {
             .into_iter()
             .map(|(name, check)| (name, check()))
             .collect();
-        let deadline = tokio::time::Instant::now() + CHECK_PATIENCE;
+        let deadline = tokio::time::Instant::now() + patience;
         // All were started at the same moment and share the deadline, so a slow one does not make the others late.
         let _ = tokio::time::timeout_at(
             deadline,
@@ -110,10 +114,7 @@ impl Health {
         )
         .await;
         for (name, _) in pending {
-            outcomes.insert(
-                name,
-                Err(format!("no answer within {} s", CHECK_PATIENCE.as_secs())),
-            );
+            outcomes.insert(name, Err(format!("no answer within {patience:?}")));
         }
         outcomes
     }
@@ -393,3 +394,6 @@ async fn version(State(operations): State<Arc<Operations>>) -> Response {
     Json(json!({"CommitSHA": operations.version.commit, "Version": operations.version.version}))
         .into_response()
 }
+
+#[cfg(test)]
+mod tests;
