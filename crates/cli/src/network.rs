@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use quorate_node::bootstrap::{self, BootstrapOptions};
-use quorate_runtime::Clock;
+use quorate_node::bootstrap::{BootstrapOptions, bootstrap};
+use quorate_runtime::{Clock, Entropy};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -44,13 +44,15 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
         max_transaction_size,
         event_horizon,
     } = arguments.command;
-    let mut options = BootstrapOptions::new(dir);
-    options.minimum_platform_version = minimum_platform_version;
-    options.max_message_size = max_message_size;
-    options.max_transaction_size = max_transaction_size;
-    options.event_horizon_days = event_horizon;
-    options.environment = std::env::vars().collect();
-    let report = bootstrap::run(&options, &Clock::system())?;
-    print!("{report}");
+    let options = BootstrapOptions {
+        directory: dir,
+        minimum_platform_version,
+        max_message_size,
+        max_transaction_size,
+        event_horizon_days: event_horizon,
+        load: crate::node::load_options(),
+    };
+    let report = bootstrap(&options, &Clock::system(), &Entropy::system())?;
+    println!("{report}");
     Ok(ExitCode::SUCCESS)
 }

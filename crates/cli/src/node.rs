@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use quorate_node::config::NodeConfiguration;
+use quorate_node::config::{LoadOptions, NodeConfiguration};
 use quorate_node::{Milestone, Node, NodeOptions};
+use quorate_runtime::config::OnUnknownKeys;
 use quorate_runtime::operations::{Health, Operations, Readiness, Version};
-use quorate_runtime::telemetry::{self, FileOptions};
+use quorate_runtime::telemetry::{self, FileOptions, LogSpec};
 use quorate_runtime::{Clock, Entropy, Metrics, Tasks, host, http};
 
 /// How long everything outside of the node may take to stop.
@@ -22,9 +23,13 @@ pub(crate) struct Arguments {
     /// Log to the console too
     #[arg(short = 'v', long, alias = "verbose")]
     log_to_console: bool,
-    /// What to log: a level, or names and levels as in 'info:quorate_node=debug'
-    #[arg(long, default_value = "info")]
-    logging_level: String,
+    /// What to log instead of what the configuration says: a level, or names and levels as in
+    /// 'quorate_node=debug:info'
+    #[arg(long)]
+    logging_level: Option<LogSpec>,
+    /// What to do about keys of the configuration that nobody knows: fail, warn or ignore
+    #[arg(long, global = true)]
+    on_unknown_config_keys: Option<OnUnknownKeys>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -35,9 +40,9 @@ pub(crate) struct Place {
     /// The node's directory
     #[arg(short, long, default_value = ".", global = true)]
     base_directory: PathBuf,
-    /// The configuration, relative to the base directory
-    #[arg(short = 'f', long, default_value = "node.conf", global = true)]
-    config_file: PathBuf,
+    /// The configuration, if it is not node.conf in that directory
+    #[arg(short = 'f', long, global = true)]
+    config_file: Option<PathBuf>,
     /// Development mode, whatever the configuration says
     #[arg(long, global = true)]
     dev_mode: bool,
@@ -53,20 +58,47 @@ enum Command {
 
 impl Place {
     /// Reads and checks the configuration.
-    pub(crate) fn configuration(&self) -> Result<NodeConfiguration> {
+    pub(crate) fn configuration(&self, unknown: OnUnknownKeys) -> Result<NodeConfiguration> {
         let base = self
             .base_directory
             .canonicalize()
             .with_context(|| format!("base directory {}", self.base_directory.display()))?;
-        let environment = std::env::vars().collect();
-        NodeConfiguration::load(&base, &self.config_file, &environment, self.dev_mode)
-            .with_context(|| format!("the configuration in {} cannot be used", base.display()))
+        let options = LoadOptions {
+            dev_mode: self.dev_mode.then_some(true),
+            on_unknown_keys: unknown,
+            ..load_options()
+        };
+        Ok(NodeConfiguration::load(
+            &base,
+            self.config_file.as_deref(),
+            &options,
+        )?)
     }
 }
 
+/// What this machine contributes to every configuration.
+pub(crate) fn load_options() -> LoadOptions {
+    LoadOptions {
+        environment: std::env::vars().collect(),
+        reserved_variables: RESERVED_VARIABLES.to_vec(),
+        machine_name: host::host_name().ok(),
+        ..LoadOptions::default()
+    }
+}
+
+/// Environment variables of this program that are not overrides of configuration keys.
+const RESERVED_VARIABLES: [&str; 4] = [
+    "QUORATE_PROFILE",
+    "QUORATE_PASSWORD",
+    "QUORATE_REVISION",
+    "QUORATE_TEST_POSTGRES",
+];
+
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     let started = Instant::now();
-    let configuration = arguments.place.configuration()?;
+    let configuration = arguments
+        .place
+        .configuration(arguments.on_unknown_config_keys.unwrap_or_default())?;
     match arguments.command {
         Some(Command::ValidateConfiguration) => {
             print!("{}", configuration.describe());
@@ -83,39 +115,47 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
 
     let host = host::host_name().unwrap_or_else(|_| "localhost".to_owned());
     let log_file = configuration
-        .base_directory()
+        .base_directory
         .join("logs")
         .join(format!("node-{host}.log"));
+    let logging = &configuration.logging;
     let logs = telemetry::init(&telemetry::Options {
-        spec: arguments.logging_level.parse()?,
-        console: arguments.log_to_console,
-        file: Some(FileOptions::new(&log_file)),
-        ..telemetry::Options::default()
+        spec: arguments.logging_level.unwrap_or_else(|| logging.spec.clone()),
+        console: arguments.log_to_console.then_some(telemetry::Level::Info),
+        file: Some(FileOptions {
+            path: log_file.clone(),
+            max_bytes: logging.max_file_bytes,
+            kept: logging.kept_files,
+        }),
+        json: logging.json,
     })?;
 
     banner();
     println!("Logs can be found in              : {}", log_file.display());
-    if configuration.dev_mode() {
+    if configuration.dev_mode {
         println!(
             "! ATTENTION: This node is running in development mode! \
              This is not safe for production deployment."
         );
     }
-    println!(
-        "Database connection url is        : {}",
-        configuration.database_description()
-    );
-    println!(
-        "Advertised P2P messaging addresses: {}",
-        configuration.advertised_addresses()
-    );
+    for warning in &configuration.findings.warnings {
+        println!("! {warning}");
+        tracing::warn!("{warning}");
+    }
+    println!("Database connection url is        : {}", configuration.database.url);
+    let advertised: Vec<String> = configuration
+        .advertised_addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    println!("Advertised P2P messaging addresses: {}", advertised.join(", "));
 
     let tasks = Tasks::new("");
     let metrics = Metrics::new();
     let health = Health::new();
     let readiness = Readiness::new();
-    if let Some(address) = configuration.operations_address() {
-        let server = http::Server::bind("operations endpoint", &address).await?;
+    if let Some(address) = &configuration.operations_address {
+        let server = http::Server::bind("operations endpoint", &address.to_string()).await?;
         println!("Operations address                : {}", server.address());
         let operations = Operations {
             health: health.clone(),
@@ -124,7 +164,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
             logs,
             version: Version {
                 version: crate::RELEASE.to_owned(),
-                revision: revision().to_owned(),
+                commit: revision().to_owned(),
             },
             clock: Clock::system(),
         };
@@ -165,9 +205,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
                 generation,
             } => {
                 println!("P2P messaging listens on          : {}", addresses.p2p);
-                if let Some(rpc) = addresses.rpc {
-                    println!("RPC connection address            : {rpc}");
-                }
+                println!("RPC connection address            : {}", addresses.rpc);
                 if let Some(web) = addresses.web {
                     println!("Web address                       : {web}");
                 }

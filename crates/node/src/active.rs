@@ -14,7 +14,7 @@ use quorate_identity::{PublicKey, UnixTime, X500Name};
 use quorate_messaging::{Handle as Messaging, Security};
 use quorate_notary::{Database, NotaryMetrics};
 use quorate_runtime::tasks::{StopReport, chain};
-use quorate_runtime::{Clock, Tasks};
+use quorate_runtime::{Clock, Shutdown, Tasks};
 use quorate_storage::{Fence, Relevance, Store, WriterEnd};
 
 use crate::driver::{self, Driver, Flows, Parts};
@@ -37,6 +37,8 @@ pub(crate) struct Active {
     doors: Tasks,
     /// Flows, post, notary.
     core: Tasks,
+    /// The store's writer.
+    writing: Tasks,
     messaging: Messaging,
     flows: Flows,
     pub(crate) addresses: Addresses,
@@ -60,8 +62,10 @@ impl Active {
         fence: Fence,
         tasks: &Tasks,
     ) -> Result<Self, NodeError> {
-        let core = tasks.child("core");
-        let doors = tasks.child("doors");
+        // Not children of the process's tasks: they stop one after the other, see `stop`.
+        let core = Tasks::with_shutdown("core", Shutdown::new());
+        let doors = Tasks::with_shutdown("doors", Shutdown::new());
+        let writing = Tasks::with_shutdown("writing", Shutdown::new());
         let Prepared {
             configuration,
             keys,
@@ -86,13 +90,13 @@ impl Active {
             .iter()
             .map(|identity| identity.key().public().clone())
             .collect();
-        let (writer, writing) = store.writer(fence, Relevance::of_keys(our_keys));
-        let root = tasks.shutdown().root();
-        let writing = writing.with_metrics(metrics);
+        let (writer, service) = store.writer(fence, Relevance::of_keys(our_keys));
+        let failed = core.shutdown().clone();
+        let service = service.with_metrics(metrics);
         // Ends by itself when nobody can write any more, after everybody else.
-        core.spawn("writer", async move {
-            if let WriterEnd::Fenced(error) = writing.run().await {
-                root.request(format!(
+        writing.spawn("writer", async move {
+            if let WriterEnd::Fenced(error) = service.run().await {
+                failed.request(format!(
                     "another instance has taken over the lease: {}",
                     chain(error.as_ref())
                 ));
@@ -237,6 +241,7 @@ impl Active {
         Ok(Self {
             doors,
             core,
+            writing,
             messaging,
             flows,
             addresses,
@@ -248,13 +253,34 @@ impl Active {
         &self.flows
     }
 
+    /// Resolves with the reason when something has failed without which there is no serving.
+    pub(crate) async fn failed(&self) -> String {
+        let core = self.core.shutdown();
+        let doors = self.doors.shutdown();
+        let failed = tokio::select! {
+            () = core.requested() => core,
+            () = doors.requested() => doors,
+        };
+        failed.reason().unwrap_or_default()
+    }
+
     /// Stops in the reverse order: clients first, then peers, then flows; what is being
-    /// committed is finished.
+    /// committed is finished, and the writer ends when nobody is left who could write.
     pub(crate) async fn stop(self) -> Vec<StopReport> {
-        let doors = self.doors.stop(PATIENCE).await;
-        let peers = self.messaging.shutdown(PATIENCE).await;
-        let core = self.core.stop(PATIENCE).await;
-        vec![doors, peers, core]
+        let Self {
+            doors,
+            core,
+            writing,
+            messaging,
+            flows,
+            addresses: _,
+        } = self;
+        let doors = doors.stop(PATIENCE).await;
+        let peers = messaging.shutdown(PATIENCE).await;
+        let core = core.stop(PATIENCE).await;
+        drop((messaging, flows));
+        let writing = writing.stop(PATIENCE).await;
+        vec![doors, peers, core, writing]
     }
 }
 

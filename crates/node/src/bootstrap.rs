@@ -386,10 +386,9 @@ fn existing_keys(
         let found = node.with_folder(|folder| {
             let found = folder.find()?;
             if let Found::Keys(keys) = &found {
+                // The key of a service may still be added.
                 folder.judge_names(keys)?;
-                if node.service().is_none() || keys.notary_service().is_some() {
-                    folder.judge(keys, now)?;
-                }
+                folder.judge_certificates(keys, now)?;
             }
             Ok(found)
         })?;

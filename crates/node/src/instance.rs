@@ -388,7 +388,7 @@ impl Node {
             addresses: active.addresses.clone(),
             generation: fence.generation(),
         });
-        let lost = self.keep_lease(&fence, tasks).await;
+        let lost = self.keep_lease(&fence, &active, tasks).await;
         self.readiness.set(self.report(false, "stopping"));
         for component in ["database", "flows"] {
             self.health.deregister(component);
@@ -447,12 +447,18 @@ impl Node {
         }
     }
 
-    /// Renews the lease until shutdown is requested; whether the lease was lost.
-    async fn keep_lease(&self, fence: &Fence, tasks: &Tasks) -> bool {
+    /// Renews the lease until shutdown is requested or something fails; whether the lease was
+    /// lost.
+    async fn keep_lease(&self, fence: &Fence, active: &Active, tasks: &Tasks) -> bool {
         let shutdown = tasks.shutdown().clone();
         loop {
             tokio::select! {
                 () = shutdown.requested() => return false,
+                reason = active.failed() => {
+                    tracing::error!(reason, "this instance stops serving");
+                    shutdown.root().request(reason);
+                    return false;
+                }
                 () = tokio::time::sleep(self.update_interval) => {}
             }
             // The next sign of life would come too late: another may have taken over by then.

@@ -12,6 +12,7 @@
 
 mod active;
 mod applications;
+pub mod bootstrap;
 pub mod config;
 mod driver;
 mod host;

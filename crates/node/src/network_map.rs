@@ -41,7 +41,7 @@ use folder::{Folder, KnownKeys, Moment, choose};
 pub use own_info::{OwnInfo, OwnInfoError, PublishedInfo};
 pub use snapshot::{NetworkSnapshot, TooLarge};
 
-/// How often the files are looked at.
+/// How often the files are looked at, unless [`NetworkMap::polling_every`] says otherwise.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why a node has no network map to start with.
@@ -83,6 +83,7 @@ pub struct NetworkMap {
     /// What has been reported and is still so.
     notices: BTreeSet<String>,
     clock: Clock,
+    interval: Duration,
     published: watch::Sender<Arc<NetworkSnapshot>>,
 }
 
@@ -135,8 +136,16 @@ impl NetworkMap {
             known,
             notices,
             clock,
+            interval: POLL_INTERVAL,
             published: watch::Sender::new(Arc::new(snapshot)),
         })
+    }
+
+    /// The same map, which looks at the files as often.
+    #[must_use]
+    pub fn polling_every(mut self, interval: Duration) -> Self {
+        self.interval = interval;
+        self
     }
 
     /// The present state.
@@ -176,7 +185,7 @@ impl NetworkMap {
         true
     }
 
-    /// Looks at the files every [`POLL_INTERVAL`], in a task of `tasks`, until shutdown is requested.
+    /// Looks at the files again and again, in a task of `tasks`, until shutdown is requested.
     pub fn watch(self, tasks: &Tasks) {
         tracing::debug!(folder = %self.folder.path().display(), "watching for node infos");
         tasks.spawn("network map", self.run(tasks.shutdown().clone()));
@@ -187,7 +196,7 @@ impl NetworkMap {
         loop {
             tokio::select! {
                 () = shutdown.requested() => return Ok(()),
-                () = self.clock.sleep(POLL_INTERVAL) => {}
+                () = self.clock.sleep(self.interval) => {}
             }
             self = blocking("look at node infos", move || {
                 self.look();

@@ -376,6 +376,15 @@ impl<'a> Folder<'a> {
                 service: service.clone(),
             });
         }
+        self.judge_certificates(keys, now)
+    }
+
+    /// The part of [`Folder::judge`] about what peers look at.
+    pub(crate) fn judge_certificates(
+        &self,
+        keys: &NodeKeys,
+        now: UnixTime,
+    ) -> Result<(), NodeKeysError> {
         let development = CertificateAuthority::is_development_root(keys.trust_root());
         keys.validate(now)
             .map_err(|source| NodeKeysError::Certificates {
@@ -385,7 +394,7 @@ impl<'a> Folder<'a> {
             })
     }
 
-    /// The part of [`Folder::judge`] that has nothing to do with what may be added or has expired.
+    /// The part of [`Folder::judge`] about what is there and must not be something else.
     pub(crate) fn judge_names(&self, keys: &NodeKeys) -> Result<(), NodeKeysError> {
         let options = self.options;
         if keys.name() != options.legal_name {
