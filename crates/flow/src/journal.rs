@@ -16,9 +16,10 @@ use quorate_ledger::{
     RequestSignature, SignedTransaction, StateAndRef, StateRef, Timestamp, TransactionSignature,
     TxId,
 };
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::commit::{Recording, StatesToRecord};
+use crate::commit::{Finality, Recording, StatesToRecord};
 use crate::error::FlowError;
 use crate::ids::SessionId;
 
@@ -145,10 +146,11 @@ impl HostRequest {
         !matches!(self, Self::Sign { .. } | Self::SignNotarisation { .. })
     }
 
-    /// Whether the request changes something, so that everything the flow has drawn before
-    /// (entropy, time) must be durable first: a repetition must ask for the same.
+    /// Whether the request changes something that is known by the flow's id and the operation's
+    /// number. The flow must be durable first, and everything that it has drawn before (entropy,
+    /// time, mail): a repetition under the same name must ask for the same.
     pub(crate) fn has_effect(&self) -> bool {
-        matches!(self, Self::SideEffect { .. })
+        matches!(self, Self::SideEffect { .. } | Self::Lock { .. })
     }
 }
 
@@ -193,6 +195,33 @@ pub enum Reply {
     Json(String),
     /// The operation failed.
     Failed(FlowError),
+}
+
+impl Reply {
+    /// What kind of reply it is, for people.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Done => "nothing",
+            Self::Session(_) => "a session",
+            Self::Payload(_) => "bytes",
+            Self::Time(_) => "a time",
+            Self::Entropy(_) => "entropy",
+            Self::Party(_) => "a party",
+            Self::Notaries(_) => "notaries",
+            Self::Hash(_) => "a hash",
+            Self::Contract(_) => "a contract",
+            Self::RequestSignature(_) => "a signature over a request",
+            Self::NotaryAnswer(_) => "a notary's answer",
+            Self::Signatures(_) => "signatures",
+            Self::TxIds(_) => "transaction ids",
+            Self::Transactions(_) => "transactions",
+            Self::States(_) => "states",
+            Self::Attachments(_) => "attachment ids",
+            Self::Page(_) => "a page of states",
+            Self::Json(_) => "JSON",
+            Self::Failed(_) => "an error",
+        }
+    }
 }
 
 /// What a flow's body asks for.
@@ -278,11 +307,15 @@ impl Request {
         match self {
             Self::OpenSession { peer, flow } => print.text(peer).text(flow),
             Self::Send { session, payload } => print.bytes(session.as_bytes()).bytes(payload),
-            Self::Receive { session, within } => print
-                .bytes(session.as_bytes())
-                .text(format_args!("{within:?}")),
+            Self::Receive { session, within } => {
+                print.bytes(session.as_bytes());
+                match within {
+                    None => print.text("for ever"),
+                    Some(within) => print.text(within.as_micros()),
+                }
+            }
             Self::Close { session } => print.bytes(session.as_bytes()),
-            Self::Sleep { duration } => print.text(format_args!("{}", duration.as_micros())),
+            Self::Sleep { duration } => print.text(duration.as_micros()),
             Self::Now | Self::Entropy | Self::Notaries | Self::Parameters => &mut print,
             Self::Enter { flow } => print.text(flow),
             Self::Record(recordings) => {
@@ -294,7 +327,10 @@ impl Request {
                             StatesToRecord::OnlyRelevant => "relevant",
                             StatesToRecord::AllVisible => "all",
                         })
-                        .text(format_args!("{:?}", recording.finality));
+                        .text(match recording.finality {
+                            Finality::InFlight => "in flight",
+                            Finality::Final => "final",
+                        });
                 }
                 &mut print
             }
@@ -345,9 +381,9 @@ impl HostRequest {
                         schema,
                         column,
                         at_least,
-                    } => print.text(schema).text(column).text(at_least),
-                    LockTarget::References(refs) => print.texts(refs),
-                    LockTarget::Count(count) => print.text(count),
+                    } => print.text("sum").text(schema).text(column).text(at_least),
+                    LockTarget::References(refs) => print.text("references").texts(refs),
+                    LockTarget::Count(count) => print.text("count").text(count),
                 }
             }
             Self::MissingAttachments { ids } => {
@@ -446,19 +482,36 @@ pub(crate) fn encode_entry(kind: &str, tag: u64, reply: &Reply) -> Vec<u8> {
 
 /// Reads the bytes of an entry, or says why it cannot.
 pub(crate) fn decode_entry(bytes: &[u8]) -> Result<Entry, String> {
-    let stored: Stored = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
-    if stored.version != ENTRY_VERSION {
-        return Err(format!(
-            "it has version {}, this program reads version {ENTRY_VERSION}",
-            stored.version
-        ));
-    }
+    let stored: Stored = decode_versioned(bytes, |stored: &Stored| stored.version)?;
     let tag = u64::from_str_radix(&stored.tag, 16).map_err(|e| e.to_string())?;
     Ok(Entry {
         kind: stored.op,
         tag,
         reply: stored.reply,
     })
+}
+
+/// Reads JSON with a version in it. Bytes that cannot be read are asked for their version all the
+/// same, so that what a newer program wrote is not called damaged.
+pub(crate) fn decode_versioned<T: DeserializeOwned>(
+    bytes: &[u8],
+    version_of: fn(&T) -> u32,
+) -> Result<T, String> {
+    #[derive(Deserialize)]
+    struct Probe {
+        version: u32,
+    }
+    let version = match serde_json::from_slice::<T>(bytes) {
+        Ok(value) if version_of(&value) == ENTRY_VERSION => return Ok(value),
+        Ok(value) => version_of(&value),
+        Err(error) => match serde_json::from_slice::<Probe>(bytes) {
+            Ok(Probe { version }) if version != ENTRY_VERSION => version,
+            _ => return Err(error.to_string()),
+        },
+    };
+    Err(format!(
+        "it has version {version}, this program reads version {ENTRY_VERSION}"
+    ))
 }
 
 /// What an entry records, for people: the operation and a shortened reply.

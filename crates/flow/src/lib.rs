@@ -14,6 +14,7 @@
 //! An application's author starts with [`Flow`], [`Responder`], [`Context`] and [`App`], and
 //! composes the flows in [`standard`]; a reader of the machine starts with [`Machine`].
 
+mod cell;
 mod commit;
 mod context;
 mod error;

@@ -5,8 +5,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use quorate_ledger::{Contract, TransactionState};
 use quorate_ledger::schema::MappedSchema;
+use quorate_ledger::{Contract, TransactionState};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 

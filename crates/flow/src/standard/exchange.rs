@@ -18,7 +18,7 @@ use crate::journal::SignaturePolicy;
 /// Most transactions of history that one exchange transfers.
 pub const MAX_DEPENDENCIES: usize = 5_000;
 
-/// Most bytes of history that one exchange transfers.
+/// Most bytes of history that one exchange transfers, and most bytes of attachments.
 pub const MAX_DEPENDENCY_BYTES: usize = 64 * 1024 * 1024;
 
 /// Most transactions that one message asks for.
@@ -215,6 +215,7 @@ async fn fetch_attachments(
     let missing = ctx
         .missing_attachments(attachments.into_iter().collect())
         .await?;
+    let mut bytes = 0;
     for id in missing {
         say(session, &Exchange::RequestAttachment(id)).await?;
         let Exchange::DeliverAttachment(data) = hear(session).await? else {
@@ -222,6 +223,12 @@ async fn fetch_attachments(
         };
         if *id.hash() != SecureHash::of(&data) {
             return Err(session.malformed("an attachment", "its bytes have another hash"));
+        }
+        bytes += data.len();
+        if bytes > MAX_DEPENDENCY_BYTES {
+            return Err(FlowError::failed(format!(
+                "the attachments of the offered history exceed {MAX_DEPENDENCY_BYTES} bytes"
+            )));
         }
         ctx.store_attachment(data).await?;
     }

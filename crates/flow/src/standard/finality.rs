@@ -56,7 +56,9 @@ pub async fn finalise(
     .await?;
     let bytes = borsh::to_vec(&signatures).expect("writing to memory cannot fail");
     for session in sessions {
-        session.send_bytes(bytes.clone()).await?;
+        // The transaction is final. A party whose flow has died meanwhile cannot undo that, and
+        // must not keep the others from learning of it.
+        let _ = session.send_bytes(bytes.clone()).await;
     }
     Ok(transaction)
 }

@@ -23,6 +23,9 @@ pub const NOTARISE: &str = "quorate.Notarise";
 /// transaction's history before it answers.
 pub const VALIDATING_NOTARISE: &str = "quorate.NotariseValidating";
 
+/// An overloaded notary is asked again after this time at the latest, whatever it says.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
 /// The notary's signatures over a transaction, which has all others.
 ///
 /// It waits as long as it takes: the request is durable, and asking again is answered the same.
@@ -91,7 +94,8 @@ pub async fn notarise(
             }
             NotarisationAnswer::Refused(NotaryError::Overloaded { retry_after_millis }) => {
                 session.close().await?;
-                ctx.sleep(Duration::from_millis(retry_after_millis)).await?;
+                let wait = Duration::from_millis(retry_after_millis).min(LONGEST_WAIT);
+                ctx.sleep(wait).await?;
             }
             NotarisationAnswer::Refused(error) => {
                 return Err(FlowError::Notary { tx: id, error });
