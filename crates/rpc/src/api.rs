@@ -687,3 +687,46 @@ mod base64_list {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn flow_ids_are_read_as_logs_and_people_write_them(bytes: [u8; 16]) {
+            let id = FlowId::from_bytes(bytes);
+            let bare = hex::encode(bytes);
+            for text in [id.to_string(), id.to_string().to_uppercase(), bare, format!("[{id}]")] {
+                prop_assert_eq!(text.parse(), Ok(id.clone()));
+            }
+        }
+
+        #[test]
+        fn no_text_is_a_panic(text: String) {
+            let _ = text.parse::<FlowId>();
+            let _ = ClientId::new(text);
+        }
+    }
+
+    #[test]
+    fn ids_of_nonsense_are_refused() {
+        let good = FlowId::from_bytes([1; 16]).to_string();
+        for bad in [
+            "",
+            "[",
+            "]",
+            &good[1..],
+            &good.replace('-', "_"),
+            &good.replace('0', "g"),
+        ] {
+            assert!(bad.parse::<FlowId>().is_err(), "{bad}");
+        }
+        for bad in ["", "a\nb", &"x".repeat(MAX_CLIENT_ID_BYTES + 1)] {
+            assert_eq!(ClientId::new(bad), Err(IdError::ClientId), "{bad}");
+        }
+        let unknown = serde_json::from_str::<StartFlow>(r#"{"flow":"a.B","args":{}}"#);
+        assert!(unknown.unwrap_err().to_string().contains("args"));
+    }
+}
