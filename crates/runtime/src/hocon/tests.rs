@@ -357,23 +357,28 @@ fn tree() -> impl Strategy<Value = serde_json::Value> {
 }
 
 /// A document as an operator might write it: keys over several lines, overriding and referring to each other.
+///
+/// The other implementation lets an object shine through a text that was put in its place later, if the key has ever
+/// had a substitution or a concatenation, against the specification. So what is substituted or joined gets a key of its
+/// own.
 fn document() -> impl Strategy<Value = String> {
     let key = "[abc](\\.[abc]){0,2}";
     let value = prop_oneof![
-        4 => "[a-z]{1,4}( [a-z]{1,3})?|[1-9][0-9]{0,3}|true|null|\"[a-z .=]{0,6}\"".prop_map(|text: String| text),
+        4 => "[a-z]{1,4}|[1-9][0-9]{0,3}|true|null|\"[a-z .=]{0,6}\"",
         1 => Just("[1, x, {p = 1}]".to_owned()),
         1 => Just("{ a = 1, b { c = 2 } }".to_owned()),
     ];
-    // The other implementation lets an object shine through a text that was put in its place later, if either came
-    // from a substitution or a concatenation, against the specification. So the keys with substitutions are keys of
-    // their own, and no objects are joined.
     let separator = prop_oneof![Just(" = "), Just(": "), Just("=")];
-    prop::collection::vec((key, separator, value, "[abcxd](\\.[abck])?"), 0..8).prop_map(
+    let words = "[a-z]{1,3} [a-z0-9]{1,3}( \"[a-z ]{0,2}\")?";
+    prop::collection::vec((key, separator, value, "[abcxd](\\.[abck])?", words), 0..8).prop_map(
         |members| {
             let mut text = "x { a = one, b { k = v }, c = [1] } // known\n".to_owned();
-            for (index, (key, separator, value, reference)) in members.into_iter().enumerate() {
+            for (index, (key, separator, value, reference, words)) in
+                members.into_iter().enumerate()
+            {
                 text += &format!("{key}{separator}{value}\n");
                 text += &format!("s{index}{separator}${{?{reference}}}\n");
+                text += &format!("t{index}{separator}{words}\n");
             }
             text
         },
