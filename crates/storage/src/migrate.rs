@@ -15,6 +15,7 @@ use tracing::info;
 use crate::Store;
 use crate::database::Purpose;
 use crate::error::{Blame, Doing, Error, SchemaError, blame};
+use crate::query::Schemas;
 use crate::sql::{Connection, Engine, Value, values};
 
 /// The component of the program's own tables.
@@ -114,6 +115,26 @@ struct Found {
     applied_at: Timestamp,
 }
 
+impl Known {
+    /// What a person runs instead of [`execute`]: the change, and the note that it was made.
+    fn script(&self, engine: Engine) -> String {
+        let Self {
+            component,
+            version,
+            description,
+            checksum,
+            sql,
+            ..
+        } = self;
+        engine.text(&format!(
+            "-- {component} {version}: {description}\n{}\n\
+             INSERT INTO quorate_migrations (component, version, checksum, description, applied_at)\n    \
+             VALUES ('{component}', {version}, '{checksum}', '{description}', {{now}});\n\n",
+            sql.trim_end()
+        ))
+    }
+}
+
 fn known(store: &Store) -> Vec<Known> {
     let engine = store.engine();
     let mut all: Vec<Known> = CORE_VERSIONS
@@ -129,20 +150,42 @@ fn known(store: &Store) -> Vec<Known> {
         })
         .collect();
     for (index, mapped) in store.schemas().mapped.iter().enumerate() {
-        for (change, version) in mapped.schema.versions.iter().zip(1..) {
-            let (description, sql) = change_sql(&mapped.schema, change);
-            all.push(Known {
-                component: format!("{APP}{}", mapped.schema.name),
-                version,
-                // Over the description and not the SQL, so that the same application fits databases of both engines.
-                checksum: SecureHash::of(description.as_bytes()).to_string(),
-                description,
-                sql: engine.text(&sql),
-                fills: (!matches!(change, SchemaChange::AddIndex { .. })).then_some(index),
-            });
-        }
+        all.extend(known_of(engine, &mapped.schema, index));
     }
     all
+}
+
+/// The versions of one application's schema, which is the one with this index.
+fn known_of(engine: Engine, schema: &MappedSchema, index: usize) -> Vec<Known> {
+    let mut all = Vec::new();
+    for (change, version) in schema.versions.iter().zip(1..) {
+        let (description, sql) = change_sql(schema, change);
+        all.push(Known {
+            component: format!("{APP}{}", schema.name),
+            version,
+            // Over the description and not the SQL, so that the same application fits databases of both engines.
+            checksum: SecureHash::of(description.as_bytes()).to_string(),
+            description,
+            sql: engine.text(&sql),
+            fills: (!matches!(change, SchemaChange::AddIndex { .. })).then_some(index),
+        });
+    }
+    all
+}
+
+/// The SQL of everything that these schemas of applications consist of, for a person to read or to run by hand in a
+/// node's database that has none of it.
+///
+/// # Errors
+/// A schema cannot be made.
+pub fn application_sql(engine: Engine, schemas: Vec<MappedSchema>) -> Result<String, Error> {
+    let schemas = Schemas::new(engine, schemas)?;
+    let known = schemas
+        .mapped
+        .iter()
+        .enumerate()
+        .flat_map(|(index, mapped)| known_of(engine, &mapped.schema, index));
+    Ok(known.map(|known| known.script(engine)).collect())
 }
 
 /// What a change does, in words that never change, and as SQL.
@@ -326,16 +369,7 @@ pub async fn dry_run(store: &Store) -> Result<String, Error> {
     check_history(&migrations)?;
     let mut script = String::new();
     for wanted in pending(&known, &migrations) {
-        script.push_str(&format!(
-            "-- {} {}: {}\n",
-            wanted.component, wanted.version, wanted.description
-        ));
-        script.push_str(wanted.sql.trim_end());
-        script.push_str(&store.engine().text(&format!(
-            "\nINSERT INTO quorate_migrations (component, version, checksum, description, applied_at)\n    \
-             VALUES ('{}', {}, '{}', '{}', {{now}});\n\n",
-            wanted.component, wanted.version, wanted.checksum, wanted.description
-        )));
+        script.push_str(&wanted.script(store.engine()));
     }
     if script.is_empty() {
         return Ok(script);
