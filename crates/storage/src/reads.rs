@@ -273,18 +273,36 @@ impl Store {
     /// A flow that has not ended, with its journal. Nobody must be writing to it meanwhile: it is read in pieces.
     pub async fn checkpoint(&self, flow: FlowId) -> Result<Option<Checkpoint>, Error> {
         let doing = "reading a flow";
-        let Some(FlowRecord { start, status, progress, .. }) = self.flow(flow).await? else {
+        let Some(FlowRecord {
+            start,
+            status,
+            progress,
+            ..
+        }) = self.flow(flow).await?
+        else {
             return Ok(None);
         };
         let header = {
             let mut reader = self.database().reader().await?;
             let sql = "SELECT checkpoint FROM flows WHERE flow_id = $1 AND finished_at IS NULL";
-            let row = reader.fetch_one(sql, values![flow.as_bytes()]).await.doing(doing)?;
+            let row = reader
+                .fetch_one(sql, values![flow.as_bytes()])
+                .await
+                .doing(doing)?;
             row.map(|row| row.bytes(0)).transpose().doing(doing)?
         };
-        let Some(header) = header else { return Ok(None) };
+        let Some(header) = header else {
+            return Ok(None);
+        };
         let entries = self.journal(flow).await?;
-        Ok(Some(Checkpoint { flow, start, status, header, progress, entries }))
+        Ok(Some(Checkpoint {
+            flow,
+            start,
+            status,
+            header,
+            progress,
+            entries,
+        }))
     }
 
     /// A flow's journal, in order.
