@@ -80,10 +80,13 @@ async fn a_flow_lives_from_its_first_step_to_its_result(#[case] engine: Engine) 
     );
 
     let remove = || UnitOfWork {
-        removed_client_ids: vec!std::slice::from_ref(&id),
+        removed_client_ids: vec![id.clone()],
         ..UnitOfWork::default()
     };
-    assert_eq!(node.commit(remove()).await.removed_client_ids, std::slice::from_ref(&id));
+    assert_eq!(
+        node.commit(remove()).await.removed_client_ids,
+        std::slice::from_ref(&id)
+    );
     assert_eq!(node.commit(remove()).await.removed_client_ids, []);
     assert_eq!(node.store.flow_by_client_id(&id).await.unwrap(), None);
 }
@@ -223,8 +226,15 @@ async fn flows_are_read_in_pages_and_a_broken_one_is_put_aside(#[case] engine: E
     .await;
     // What nobody should do.
     let id = "00000000000000000000000000000004";
-    let id = if engine == Engine::Postgres { format!("'\\x{id}'") } else { format!("x'{id}'") };
-    db.run_sql(&format!("UPDATE flows SET status = 'MOLTEN' WHERE flow_id = {id}")).await;
+    let id = if engine == Engine::Postgres {
+        format!("'\\x{id}'")
+    } else {
+        format!("x'{id}'")
+    };
+    db.run_sql(&format!(
+        "UPDATE flows SET status = 'MOLTEN' WHERE flow_id = {id}"
+    ))
+    .await;
     let (mut found, mut broken, mut after) = (Vec::new(), Vec::new(), None);
     loop {
         let page = node.store.unfinished_flows(after, 3).await.unwrap();

@@ -74,7 +74,7 @@ async fn the_dry_runs_script_does_the_same(#[case] engine: Engine) {
     };
     let store = db.empty_store().await;
     let script = migrate::dry_run(&store).await.unwrap();
-    db.run_sql( &script).await;
+    db.run_sql(&script).await;
     migrate::check_current(&store).await.unwrap();
     let node = node(&db).await;
     node.issue("USD", &[1]).await;
@@ -95,9 +95,9 @@ async fn foreign_histories_are_refused(#[case] engine: Engine) {
         )
     };
     // An application that is not installed any more disturbs nobody.
-    db.run_sql( &row("app:gone", 1)).await;
+    db.run_sql(&row("app:gone", 1)).await;
     migrate::check_current(&store).await.unwrap();
-    db.run_sql( &row("app:coin", 3)).await;
+    db.run_sql(&row("app:coin", 3)).await;
     let error = schema_error(migrate::check_current(&store).await.unwrap_err());
     assert_eq!(
         error,
@@ -108,21 +108,18 @@ async fn foreign_histories_are_refused(#[case] engine: Engine) {
         }
     );
     assert!(migrate::execute(&store).await.is_err());
-    db.run_sql(
-        "DELETE FROM quorate_migrations WHERE component = 'app:coin' AND version = 3",
-    )
-    .await;
-    db.run_sql( &row("quorate", 999)).await;
+    db.run_sql("DELETE FROM quorate_migrations WHERE component = 'app:coin' AND version = 3")
+        .await;
+    db.run_sql(&row("quorate", 999)).await;
     let error = schema_error(migrate::check_current(&store).await.unwrap_err());
     assert!(
         matches!(error, SchemaError::Newer { found: 999, .. }),
         "{error}"
     );
-    db.run_sql( "DELETE FROM quorate_migrations WHERE version = 999").await;
-    db.run_sql(
-        "UPDATE quorate_migrations SET checksum = 'other' WHERE component = 'quorate'",
-    )
-    .await;
+    db.run_sql("DELETE FROM quorate_migrations WHERE version = 999")
+        .await;
+    db.run_sql("UPDATE quorate_migrations SET checksum = 'other' WHERE component = 'quorate'")
+        .await;
     let error = schema_error(migrate::check_current(&store).await.unwrap_err());
     assert_eq!(
         error,
@@ -145,7 +142,7 @@ async fn a_migration_happens_whole_or_not_at_all(#[case] engine: Engine) {
     };
     let store = db.empty_store().await;
     // The last table of the migration is in the way.
-    db.run_sql( "CREATE TABLE settings (x BIGINT)").await;
+    db.run_sql("CREATE TABLE settings (x BIGINT)").await;
     migrate::execute(&store).await.unwrap_err();
     assert!(
         migrate::status(&store)
@@ -154,7 +151,7 @@ async fn a_migration_happens_whole_or_not_at_all(#[case] engine: Engine) {
             .iter()
             .all(|m| m.state == MigrationState::Pending)
     );
-    db.run_sql( "DROP TABLE settings").await;
+    db.run_sql("DROP TABLE settings").await;
     migrate::execute(&store).await.unwrap();
     migrate::check_current(&store).await.unwrap();
 }
@@ -238,12 +235,10 @@ async fn a_schema_of_ones_own_and_a_restricted_user_suffice() {
         return;
     };
     let role = format!("restricted_{}", db.name);
-    db.run_sql(
-        &format!(
-            "CREATE ROLE {role} LOGIN; GRANT CREATE ON DATABASE {} TO {role}",
-            db.name
-        ),
-    )
+    db.run_sql(&format!(
+        "CREATE ROLE {role} LOGIN; GRANT CREATE ON DATABASE {} TO {role}",
+        db.name
+    ))
     .await;
     db.options.user = Some(role);
     db.options.schema = Some("party_b".into());
