@@ -5,6 +5,7 @@
 mod bench;
 mod database;
 mod demo;
+mod holdings;
 mod local_network;
 mod network;
 mod node;

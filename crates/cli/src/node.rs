@@ -30,6 +30,9 @@ pub(crate) struct Arguments {
     /// What to do about keys of the configuration that nobody knows: fail, warn or ignore
     #[arg(long, global = true)]
     on_unknown_config_keys: Option<OnUnknownKeys>,
+    /// Install the application of `quorate demo` that tries to spend cash twice
+    #[arg(long, hide = true)]
+    demonstrate_theft: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -120,7 +123,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         .join(format!("node-{host}.log"));
     let logging = &configuration.logging;
     let logs = telemetry::init(&telemetry::Options {
-        spec: arguments.logging_level.unwrap_or_else(|| logging.spec.clone()),
+        spec: arguments
+            .logging_level
+            .unwrap_or_else(|| logging.spec.clone()),
         console: arguments.log_to_console.then_some(telemetry::Level::Info),
         file: Some(FileOptions {
             path: log_file.clone(),
@@ -142,13 +147,24 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         println!("! {warning}");
         tracing::warn!("{warning}");
     }
-    println!("Database connection url is        : {}", configuration.database.url);
+    println!(
+        "Database connection url is        : {}",
+        configuration.database.url
+    );
     let advertised: Vec<String> = configuration
         .advertised_addresses
         .iter()
         .map(ToString::to_string)
         .collect();
-    println!("Advertised P2P messaging addresses: {}", advertised.join(", "));
+    println!(
+        "Advertised P2P messaging addresses: {}",
+        advertised.join(", ")
+    );
+
+    let mut apps = crate::applications();
+    if arguments.demonstrate_theft {
+        apps.push(std::sync::Arc::new(crate::demo::Thief));
+    }
 
     let tasks = Tasks::new("");
     let metrics = Metrics::new();
@@ -172,7 +188,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     }
     let node = Node::prepare(NodeOptions {
         configuration,
-        apps: crate::applications(),
+        apps,
         release: crate::RELEASE.to_owned(),
         revision: revision().to_owned(),
         clock: Clock::system(),
@@ -188,7 +204,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         .iter()
         .map(|(name, version)| format!("{name} (version {version})"))
         .collect();
-    println!("Loaded {} app(s)                  : {}", apps.len(), apps.join(", "));
+    println!(
+        "Loaded {} app(s)                  : {}",
+        apps.len(),
+        apps.join(", ")
+    );
     let organisation = node.legal_name().organisation().to_owned();
 
     stop_on_signals(&tasks)?;

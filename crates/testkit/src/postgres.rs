@@ -326,6 +326,12 @@ impl Postgres {
         self.port
     }
 
+    /// The id of the server's first process, whose children are all others; `None` if it does not run.
+    pub fn process(&self) -> Option<u32> {
+        let text = fs::read_to_string(self.pid_path()).ok()?;
+        text.lines().next()?.trim().parse().ok()
+    }
+
     /// The URL of a database of this server.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://{USER}@127.0.0.1:{}/{database}", self.port)
@@ -532,13 +538,7 @@ mod tests {
         assert!(server.psql("one", "SELECT 1").is_err());
         server.start_again().unwrap();
         assert_eq!(server.psql("one", "SELECT x FROM t").unwrap(), "7");
-        let pid: u32 = fs::read_to_string(server.pid_path())
-            .unwrap()
-            .lines()
-            .next()
-            .unwrap()
-            .parse()
-            .unwrap();
+        let pid = server.process().unwrap();
         drop(server);
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
     }

@@ -1,0 +1,219 @@
+//! `quorate database`: the schema of a node's database, looked at and brought up to date.
+//!
+//! The node must not run meanwhile: on PostgreSQL a migration waits for nobody, on SQLite it is
+//! refused.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use quorate_ledger::schema::MappedSchema;
+use quorate_node::config::NodeConfiguration;
+use quorate_runtime::Secret;
+use quorate_runtime::config::OnUnknownKeys;
+use quorate_storage::migrate::{self, Migration, MigrationState};
+use quorate_storage::{Engine, Store};
+
+use crate::node::Place;
+
+/// Look at and migrate a node's database
+#[derive(Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    place: Place,
+    /// A database user with the right to change the schema, instead of the node's own
+    #[arg(long, global = true, requires = "db_admin_password_file")]
+    db_admin_user: Option<String>,
+    /// A file whose first line is that user's password
+    #[arg(long, global = true, requires = "db_admin_user")]
+    db_admin_password_file: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Tell which migrations the database has; exit code 2 if any is missing
+    Status,
+    /// Print the SQL of the missing migrations, and run nothing
+    DryRun,
+    /// Run the missing migrations, all or none
+    ExecuteMigration,
+    /// End a migration that hangs
+    ReleaseLock,
+    /// Print the SQL of everything that an application keeps, whatever the database has
+    #[command(name = "create-migration-sql-for-cordapp")]
+    CreateMigrationSql {
+        /// The application; all if left out
+        application: Option<String>,
+        /// For which database; the node's if left out
+        #[arg(long)]
+        engine: Option<EngineName>,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum EngineName {
+    Postgres,
+    Sqlite,
+}
+
+/// The exit code for a schema that is not current.
+const NOT_CURRENT: u8 = 2;
+
+pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
+    match &arguments.command {
+        Command::CreateMigrationSql {
+            application,
+            engine,
+        } => {
+            let engine = match engine {
+                Some(EngineName::Postgres) => Engine::Postgres,
+                Some(EngineName::Sqlite) => Engine::Sqlite,
+                None => engine_of(&configuration(&arguments)?),
+            };
+            let schemas = schemas_of(application.as_deref())?;
+            print!("{}", migrate::application_sql(engine, schemas)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        command => {
+            let store = open(&arguments).await?;
+            let result = with_store(command, &store).await;
+            store.close().await;
+            result
+        }
+    }
+}
+
+async fn with_store(command: &Command, store: &Store) -> Result<ExitCode> {
+    match command {
+        Command::Status => {
+            let migrations = migrate::status(store).await?;
+            println!("Database: {}", store.name());
+            print_table(&migrations);
+            let pending = migrations
+                .iter()
+                .filter(|migration| migration.state == MigrationState::Pending)
+                .count();
+            match migrate::check_current(store).await {
+                Ok(()) => {
+                    println!("The schema is current.");
+                    Ok(ExitCode::SUCCESS)
+                }
+                Err(_) if pending > 0 => {
+                    println!(
+                        "{pending} missing: see them with `quorate database dry-run`, \
+                         run them with `quorate database execute-migration`."
+                    );
+                    Ok(ExitCode::from(NOT_CURRENT))
+                }
+                Err(error) => Err(error.into()),
+            }
+        }
+        Command::DryRun => {
+            let script = migrate::dry_run(store).await?;
+            if script.is_empty() {
+                eprintln!("Nothing is missing in {}.", store.name());
+            } else {
+                print!("{script}");
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::ExecuteMigration => {
+            let done = migrate::execute(store).await?;
+            println!("Database: {}", store.name());
+            if done.is_empty() {
+                println!("Nothing was missing.");
+            } else {
+                for migration in &done {
+                    println!(
+                        "  {} {}  {}",
+                        migration.component, migration.version, migration.description
+                    );
+                }
+                println!("Done: {} run.", done.len());
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::ReleaseLock => {
+            let ended = migrate::release_lock(store).await?;
+            if store.engine() == Engine::Sqlite {
+                println!(
+                    "A SQLite file is locked by a running process only: end that process, and \
+                     the lock is gone."
+                );
+            } else if ended == 0 {
+                println!("No migration holds the lock of {}.", store.name());
+            } else {
+                println!("Ended {ended} migration(s). Nothing of them has happened.");
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::CreateMigrationSql { .. } => bail!("this needs no database"),
+    }
+}
+
+fn configuration(arguments: &Arguments) -> Result<NodeConfiguration> {
+    arguments.place.configuration(OnUnknownKeys::default())
+}
+
+fn engine_of(configuration: &NodeConfiguration) -> Engine {
+    match configuration.database.url {
+        quorate_storage::DatabaseUrl::Postgres { .. } => Engine::Postgres,
+        quorate_storage::DatabaseUrl::Sqlite { .. } => Engine::Sqlite,
+    }
+}
+
+async fn open(arguments: &Arguments) -> Result<Store> {
+    let configuration = configuration(arguments)?;
+    let mut options = configuration.database.store_options();
+    if let Some(user) = &arguments.db_admin_user {
+        if engine_of(&configuration) == Engine::Sqlite {
+            bail!("--db-admin-user has no meaning: a SQLite file has no users");
+        }
+        options.user = Some(user.clone());
+    }
+    if let Some(file) = &arguments.db_admin_password_file {
+        let text = fs::read_to_string(file)
+            .with_context(|| format!("reading the password from {}", file.display()))?;
+        options.password = text.lines().next().map(Secret::new);
+    }
+    Ok(Store::connect(options, schemas_of(None)?).await?)
+}
+
+/// The tables of one application, or of all.
+fn schemas_of(application: Option<&str>) -> Result<Vec<MappedSchema>> {
+    let applications = crate::applications();
+    let Some(name) = application else {
+        return Ok(applications.iter().flat_map(|app| app.schemas()).collect());
+    };
+    match applications.iter().find(|app| app.name() == name) {
+        Some(app) => Ok(app.schemas()),
+        None => {
+            let names: Vec<&str> = applications.iter().map(|app| app.name()).collect();
+            bail!(
+                "the application '{name}' is not installed; installed: {}",
+                names.join(", ")
+            )
+        }
+    }
+}
+
+fn print_table(migrations: &[Migration]) {
+    let component = |migration: &Migration| migration.component.len();
+    let width = migrations.iter().map(component).max().unwrap_or_default();
+    for migration in migrations {
+        let state = match migration.state {
+            MigrationState::Applied(at) => format!("applied {at}"),
+            MigrationState::Pending => "MISSING".to_owned(),
+            MigrationState::Changed => "DIFFERENT from this program's".to_owned(),
+            MigrationState::Unknown(at) => format!("applied {at}, unknown to this program"),
+        };
+        println!(
+            "  {:<width$} {:>3}  {state:<38}  {}",
+            migration.component, migration.version, migration.description
+        );
+    }
+}
