@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use tonic::codegen::http::header::{AUTHORIZATION, HeaderValue};
 use tonic::codegen::http::{Request, Response, Uri};
 use tonic::codegen::{Service, StdError};
@@ -245,8 +245,8 @@ impl Keeper {
 
     /// Connects to one address and stays as long as the connection lasts.
     async fn serve(&self, target: &Target) -> Obstacle {
-        let patience = self.options.connect_timeout;
-        let stream = match timeout(patience, self.open(target)).await {
+        let by = Instant::now() + self.options.connect_timeout;
+        let stream = match timeout_at(by, self.open(target)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(reason)) => return Obstacle::Passing(reason),
             Err(_) => return Obstacle::Passing("no connection in time".to_owned()),
@@ -259,7 +259,7 @@ impl Keeper {
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
             .handshake(TokioIo::new(stream));
-        let (requests, driver) = match timeout(patience, handshake).await {
+        let (requests, driver) = match timeout_at(by, handshake).await {
             Ok(Ok(pair)) => pair,
             Ok(Err(error)) => return Obstacle::Passing(chain(&error)),
             Err(_) => return Obstacle::Passing("no HTTP/2 in time".to_owned()),
@@ -273,7 +273,7 @@ impl Keeper {
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
 
-        let login = timeout(patience, log_in(stub.clone()));
+        let login = timeout_at(by, log_in(stub.clone()));
         let legal_name = tokio::select! {
             ended = &mut driver => return Obstacle::Passing(reason_of(ended)),
             answer = login => match answer {
