@@ -40,6 +40,7 @@ pub(crate) struct Active {
     /// The store's writer.
     writing: Tasks,
     messaging: Messaging,
+    post: Post,
     flows: Flows,
     pub(crate) addresses: Addresses,
 }
@@ -201,7 +202,7 @@ impl Active {
             store: store.clone(),
             writer: writer.clone(),
             host,
-            post,
+            post: post.clone(),
             network: network.clone(),
             applications: Arc::clone(applications),
             clock: clock.clone(),
@@ -243,6 +244,7 @@ impl Active {
             core,
             writing,
             messaging,
+            post: post.clone(),
             flows,
             addresses,
         })
@@ -272,13 +274,16 @@ impl Active {
             core,
             writing,
             messaging,
+            post: post.clone(),
             flows,
             addresses: _,
         } = self;
         let doors = doors.stop(PATIENCE).await;
         let peers = messaging.shutdown(PATIENCE).await;
         let core = core.stop(PATIENCE).await;
-        drop((messaging, flows));
+        // The writer ends when nobody holds it any more.
+        post.close();
+        drop((messaging, post, flows));
         let writing = writing.stop(PATIENCE).await;
         vec![doors, peers, core, writing]
     }

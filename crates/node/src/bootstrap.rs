@@ -8,41 +8,37 @@
 //! Everything that can be judged is judged before anything is written. If the work is interrupted, running it again
 //! finishes it.
 //!
-//! [`bootstrap`] tells the steps. `plan` finds and checks the configurations, `authority` decides who certifies, and
-//! `report` is what the caller prints.
+//! [`bootstrap`] tells the steps. `plan` finds and checks the configurations, `authority` decides who certifies,
+//! `parameters` what the network agrees on, and `report` is what the caller prints.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use quorate_identity::{
-    Certificate, Identity, IssueError, KeyStoreError, NodeKeys, UnixTime, X500Name,
-};
+use quorate_identity::{Certificate, Identity, NodeKeys, UnixTime, X500Name};
 use quorate_ledger::Timestamp;
-use quorate_ledger::network::{
-    NetworkError, NetworkParameters, NotaryInfo, SignedNetworkParameters,
-};
-use quorate_runtime::tasks::chain;
+use quorate_ledger::network::{NotaryInfo, SignedNetworkParameters};
 use quorate_runtime::{Clock, Entropy};
 
-use crate::config::{ConfigurationError, FILE_NAME, LoadOptions};
-use crate::network_map::files::{read_parameters, write_public};
+use crate::config::{FILE_NAME, LoadOptions};
+use crate::network_map::files::write_public;
 use crate::network_map::{
-    ADDITIONAL_NODE_INFOS_DIRECTORY, NETWORK_PARAMETERS_FILE, NetworkFileError, OwnInfo,
-    OwnInfoError, PublishedInfo, node_info_file,
+    ADDITIONAL_NODE_INFOS_DIRECTORY, NETWORK_PARAMETERS_FILE, OwnInfo, PublishedInfo,
+    node_info_file,
 };
-use crate::node_keys::{
-    Folder, Found, IDENTITY_SCHEME, KeysOptions, NodeKeysError, open_lock,
-};
+use crate::node_keys::{Folder, Found, IDENTITY_SCHEME, KeysOptions, NodeKeysError, open_lock};
 
 mod authority;
+mod error;
+mod parameters;
 mod plan;
 mod report;
 
 use authority::Authority;
-use plan::{Origin, Plan, PlannedNode};
+pub use error::BootstrapError;
+use parameters::{ExistingParameters, sign};
 pub use plan::{CONFIGURATION_SUFFIX, MAX_NODES};
+use plan::{Origin, Plan, PlannedNode};
 pub use report::{
     BootstrapReport, BootstrappedNode, ConfigurationChange, KeysChange, ParametersChange,
 };
@@ -65,209 +61,6 @@ pub struct BootstrapOptions {
     pub event_horizon_days: Option<u32>,
     /// How the configurations are read. Overrides from the environment would count for all nodes alike.
     pub load: LoadOptions,
-}
-
-/// Why no network was made.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BootstrapError {
-    /// There is nothing to work on.
-    #[error(
-        "{} holds neither files named *{CONFIGURATION_SUFFIX} nor node directories with a {FILE_NAME}; \
-         put one *{CONFIGURATION_SUFFIX} file for each node there",
-        .directory.display()
-    )]
-    NothingToDo {
-        /// The folder.
-        directory: PathBuf,
-    },
-    /// More nodes than are handled.
-    #[error("{} holds {count} configurations, at most {MAX_NODES} are handled", .directory.display())]
-    TooManyNodes {
-        /// The folder.
-        directory: PathBuf,
-        /// How many.
-        count: usize,
-    },
-    /// Another bootstrapper is at work.
-    #[error("another bootstrapper works in {}; wait until it has finished", .directory.display())]
-    Busy {
-        /// The folder.
-        directory: PathBuf,
-    },
-    /// A configuration cannot be read.
-    #[error("the configuration {} cannot be used", .path.display())]
-    Configuration {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong, with lines.
-        source: ConfigurationError,
-    },
-    /// Two configurations of one node.
-    #[error("{} and {} have the same myLegalName, {name}; every node needs a name of its own", .first.display(), .second.display())]
-    SameName {
-        /// The name.
-        name: X500Name,
-        /// One configuration.
-        first: PathBuf,
-        /// The other.
-        second: PathBuf,
-    },
-    /// Two nodes for one directory.
-    #[error(
-        "{first} and {second} would both live in {}, which is named after the organisation; \
-         give one of them another organisation, or make a directory of another name with its {FILE_NAME} in it",
-        .directory.display()
-    )]
-    SameDirectory {
-        /// The directory.
-        directory: PathBuf,
-        /// One node.
-        first: X500Name,
-        /// The other.
-        second: X500Name,
-    },
-    /// Two nodes on one port.
-    #[error(
-        "{first} ({first_option}) and {second} ({second_option}) both want {address}; change the port of one of them"
-    )]
-    PortClash {
-        /// Host and port.
-        address: String,
-        /// One node.
-        first: X500Name,
-        /// Its configuration key.
-        first_option: &'static str,
-        /// The other node.
-        second: X500Name,
-        /// Its configuration key.
-        second_option: &'static str,
-    },
-    /// Members of one notary service that differ.
-    #[error(
-        "{first} and {second} provide the notary service {service}, but only one of them is validating; make them agree"
-    )]
-    NotaryKinds {
-        /// The service.
-        service: X500Name,
-        /// One node.
-        first: X500Name,
-        /// The other.
-        second: X500Name,
-    },
-    /// A notary service with a node's name.
-    #[error(
-        "the notary service of {provider} is named like the node {service}; give it a serviceLegalName of its own"
-    )]
-    ServiceNamedLikeNode {
-        /// The service.
-        service: X500Name,
-        /// Who provides it.
-        provider: X500Name,
-    },
-    /// Members of one notary service with different keys.
-    #[error(
-        "{first} and {second} hold different keys of the notary service {service}. One of them has signed nothing yet: \
-         move its certificates folder away, so that it gets new keys with the service's"
-    )]
-    ServiceKeys {
-        /// The service.
-        service: X500Name,
-        /// One node.
-        first: X500Name,
-        /// The other.
-        second: X500Name,
-    },
-    /// The keys of a node.
-    #[error("the keys of the node in {} cannot be used", .directory.display())]
-    Keys {
-        /// The node's directory.
-        directory: PathBuf,
-        /// The reason.
-        source: NodeKeysError,
-    },
-    /// Nodes of different networks.
-    #[error(
-        "{first} trusts the root {first_root}, {second} trusts {second_root}: they are of different networks. \
-         Remove one of the two from this folder, or move its certificates folder away so that it gets new keys"
-    )]
-    DifferentRoots {
-        /// One node.
-        first: X500Name,
-        /// Its root.
-        first_root: X500Name,
-        /// The other node.
-        second: X500Name,
-        /// Its root.
-        second_root: X500Name,
-    },
-    /// The authority that certified the nodes is not there.
-    #[error(
-        "the nodes here trust the root {root}, whose authority is not in {}; \
-         put the authority's folder back, or bootstrap in the folder where the network was made",
-        .path.display()
-    )]
-    AuthorityMissing {
-        /// Where it should be.
-        path: PathBuf,
-        /// The root.
-        root: X500Name,
-    },
-    /// The authority cannot be read or written.
-    #[error("the authority of the network, {}, is not available", .path.display())]
-    AuthorityFile {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        source: KeyStoreError,
-    },
-    /// No authority could be made, or it does not certify.
-    #[error("the authority of the network issues no certificates")]
-    Authority(#[from] IssueError),
-    /// A node of development keys that wants to run for real.
-    #[error(
-        "{node} has devMode = false, but this network was made with the INSECURE development root; set devMode = true, \
-         or bootstrap a new network in another folder"
-    )]
-    DevelopmentNetwork {
-        /// The node.
-        node: X500Name,
-    },
-    /// The options lead to impossible network parameters.
-    #[error("no network parameters can be made; check the options")]
-    Parameters(#[source] NetworkError),
-    /// The network asks for a newer program.
-    #[error("the network parameters of this network cannot be handled by this program")]
-    ParametersTooNew(#[source] NetworkFileError),
-    /// A node info could not be made.
-    #[error("the node in {} cannot introduce itself", .directory.display())]
-    NodeInfo {
-        /// The node's directory.
-        directory: PathBuf,
-        /// The reason.
-        source: OwnInfoError,
-    },
-    /// The file system refuses.
-    #[error("{} cannot be {action}; check owner and permissions", .path.display())]
-    Io {
-        /// Which file or directory.
-        path: PathBuf,
-        /// `read`, `written` or `moved`.
-        action: &'static str,
-        /// What the system says.
-        source: io::Error,
-    },
-}
-
-impl BootstrapError {
-    fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io {
-            path,
-            action,
-            source,
-        }
-    }
 }
 
 /// Makes a network of the configurations in a folder, or completes one that was made before. Blocks for about a tenth of
@@ -302,7 +95,7 @@ pub fn bootstrap(
     let services = services(&plan, &existing)?;
     let parameters = ExistingParameters::read(&plan, &authority, now.into(), &mut warnings)?;
     // The options are judged with no notaries yet, for these may not have keys.
-    parameters.sign(&parameters.changed(options, Vec::new(), now), &authority)?;
+    sign(&parameters.changed(options, Vec::new(), now), &authority)?;
 
     authority.save()?;
     let mut nodes = Vec::with_capacity(plan.nodes.len());
@@ -327,7 +120,12 @@ pub fn bootstrap(
     }
     let notaries = nodes
         .iter()
-        .filter_map(|node| Some((node.notary.as_ref()?.identity.name.clone(), node.notary.clone()?)))
+        .filter_map(|node| {
+            Some((
+                node.notary.as_ref()?.identity.name.clone(),
+                node.notary.clone()?,
+            ))
+        })
         .collect::<BTreeMap<_, _>>()
         .into_values()
         .collect();
@@ -335,11 +133,12 @@ pub fn bootstrap(
     warnings.extend(parameters.losses(&wanted));
     if wanted.notaries.is_empty() {
         warnings.push(
-            "no configuration has a notary: states can be issued in this network, but not moved".to_owned(),
+            "no configuration has a notary: states can be issued in this network, but not moved"
+                .to_owned(),
         );
     }
-    let (signed, change) = parameters.finish(wanted, &authority)?;
-    distribute(&nodes, &signed)?;
+    let parameters = parameters.finish(wanted, &authority)?;
+    distribute(&nodes, &parameters.signed)?;
     for warning in &warnings {
         tracing::warn!("network bootstrapper: {warning}");
     }
@@ -347,9 +146,9 @@ pub fn bootstrap(
         nodes,
         root: authority.root().clone(),
         development: authority.is_development(),
-        parameters_hash: signed.hash(),
-        parameters: change.0,
-        parameters_change: change.1,
+        parameters_hash: parameters.signed.hash(),
+        parameters: parameters.content,
+        parameters_change: parameters.change,
         warnings,
     })
 }
@@ -497,7 +296,7 @@ impl PlannedNode {
             .and_then(|folder| work(&folder))
             .map_err(|source| BootstrapError::Keys {
                 directory: self.directory.clone(),
-                source,
+                source: Box::new(source),
             })
     }
 
@@ -541,145 +340,12 @@ fn publish(
     keys: &NodeKeys,
     now: Timestamp,
 ) -> Result<PublishedInfo, BootstrapError> {
-    OwnInfo::of(&node.configuration, keys).publish(&node.directory, &[], now)
+    OwnInfo::of(&node.configuration, keys)
+        .publish(&node.directory, &[], now)
         .map_err(|source| BootstrapError::NodeInfo {
             directory: node.directory.clone(),
-            source,
+            source: Box::new(source),
         })
-}
-
-/// The network parameters that the nodes have.
-struct ExistingParameters {
-    newest: Option<(SignedNetworkParameters, NetworkParameters)>,
-    /// Nodes have different ones of the newest epoch; only a further epoch unites them.
-    divided: bool,
-}
-
-impl ExistingParameters {
-    fn read(
-        plan: &Plan,
-        authority: &Authority,
-        now: UnixTime,
-        warnings: &mut Vec<String>,
-    ) -> Result<Self, BootstrapError> {
-        let mut newest: Option<(SignedNetworkParameters, NetworkParameters)> = None;
-        let mut divided = false;
-        for node in &plan.nodes {
-            let path = node.directory.join(NETWORK_PARAMETERS_FILE);
-            if matches!(path.try_exists(), Ok(false)) {
-                continue;
-            }
-            match read_parameters(&path, authority.root(), now) {
-                Ok((signed, parameters)) => {
-                    let (epoch, hash) = (parameters.epoch, signed.hash());
-                    let known = newest.as_ref().map(|(s, p)| (p.epoch, s.hash()));
-                    match known {
-                        Some((known, other)) if known == epoch => divided |= other != hash,
-                        Some((known, _)) if known > epoch => {}
-                        _ => {
-                            divided = false;
-                            newest = Some((signed, parameters));
-                        }
-                    }
-                }
-                Err(error @ NetworkFileError::Refused {
-                    source: NetworkError::PlatformVersion { .. },
-                    ..
-                }) => return Err(BootstrapError::ParametersTooNew(error)),
-                Err(error) => warnings.push(format!("{}; it is replaced", chain(&error))),
-            }
-        }
-        Ok(Self { newest, divided })
-    }
-
-    /// What the parameters shall be; epoch and time are still the old ones.
-    fn changed(
-        &self,
-        options: &BootstrapOptions,
-        notaries: Vec<NotaryInfo>,
-        now: Timestamp,
-    ) -> NetworkParameters {
-        let mut parameters = match &self.newest {
-            Some((_, newest)) => newest.clone(),
-            None => NetworkParameters::first(Vec::new(), now),
-        };
-        parameters.notaries = notaries;
-        if let Some(version) = options.minimum_platform_version {
-            parameters.minimum_platform_version = version;
-        }
-        if let Some(size) = options.max_message_size {
-            parameters.max_message_size = size;
-        }
-        if let Some(size) = options.max_transaction_size {
-            parameters.max_transaction_size = size;
-        }
-        if let Some(days) = options.event_horizon_days {
-            parameters.event_horizon_days = days;
-        }
-        if self
-            .newest
-            .as_ref()
-            .is_some_and(|(_, newest)| *newest != parameters || self.divided)
-        {
-            parameters.epoch = parameters.epoch.saturating_add(1);
-            parameters.modified_time = now;
-        }
-        parameters
-    }
-
-    /// Notaries that would be notaries no longer.
-    fn losses(&self, wanted: &NetworkParameters) -> Vec<String> {
-        let before = self.newest.iter().flat_map(|(_, newest)| &newest.notaries);
-        before
-            .filter(|notary| !wanted.is_notary(&notary.identity))
-            .map(|notary| {
-                format!(
-                    "{} (key {}) is a notary of the network no longer, for no configuration here provides it; \
-                     states that it guards can be moved only after it is one again",
-                    notary.identity,
-                    notary.identity.owning_key.to_string_short()
-                )
-            })
-            .collect()
-    }
-
-    fn sign(
-        &self,
-        parameters: &NetworkParameters,
-        authority: &Authority,
-    ) -> Result<SignedNetworkParameters, BootstrapError> {
-        if parameters.minimum_platform_version > quorate_ledger::PLATFORM_VERSION {
-            return Err(BootstrapError::Parameters(NetworkError::PlatformVersion {
-                wanted: parameters.minimum_platform_version,
-            }));
-        }
-        SignedNetworkParameters::sign(parameters, authority.certifies().network_map())
-            .map_err(BootstrapError::Parameters)
-    }
-
-    /// The parameters to hand out: the old ones to the byte if they already say it.
-    fn finish(
-        self,
-        wanted: NetworkParameters,
-        authority: &Authority,
-    ) -> Result<(SignedNetworkParameters, (NetworkParameters, ParametersChange)), BootstrapError>
-    {
-        match self.newest {
-            Some((signed, newest)) if newest == wanted => {
-                Ok((signed, (newest, ParametersChange::Unchanged)))
-            }
-            Some((_, ref newest)) => {
-                let change = ParametersChange::Updated {
-                    from_epoch: newest.epoch,
-                };
-                Ok((self.sign(&wanted, authority)?, (wanted, change)))
-            }
-            None => Ok((
-                self.sign(&wanted, authority)?,
-                (wanted, ParametersChange::Made),
-            )),
-        }
-    }
 }
 
 /// Gives every node the parameters and the infos of all. Running nodes pick them up.

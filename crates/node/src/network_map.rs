@@ -31,11 +31,11 @@ mod folder;
 mod own_info;
 mod snapshot;
 
-use files::{Fingerprint, read_parameters};
 pub use files::{
     ADDITIONAL_NODE_INFOS_DIRECTORY, NETWORK_PARAMETERS_FILE, NODE_INFO_PREFIX, NetworkFileError,
     node_info_file,
 };
+use files::{Fingerprint, read_parameters};
 pub use folder::MAX_NODE_INFOS;
 use folder::{Folder, KnownKeys, Moment, choose};
 pub use own_info::{OwnInfo, OwnInfoError, PublishedInfo};
@@ -59,7 +59,9 @@ pub enum NetworkMapError {
         path: PathBuf,
     },
     /// The network parameters do not count.
-    #[error("the network parameters cannot be used; copy the file again from another node of the network")]
+    #[error(
+        "the network parameters cannot be used; copy the file again from another node of the network"
+    )]
     Parameters(#[source] NetworkFileError),
     /// The folder of node infos cannot be made or read.
     #[error("the folder {} cannot be used; check its owner and permissions", .path.display())]

@@ -11,11 +11,11 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use quorate_identity::name::Attribute;
 use quorate_identity::node_keys::{
     DEVELOPMENT_KEY_STORE_PASSWORD, DEVELOPMENT_TRUST_STORE_PASSWORD, NODE_KEY_STORE,
     SSL_KEY_STORE, TRUST_STORE,
 };
-use quorate_identity::name::Attribute;
 use quorate_identity::{
     Certificate, CertificateAuthority, IssueError, KeyStore, KeyStoreError, NodeKeys, PathError,
     SignatureScheme, UnixTime, X500Name,
@@ -118,7 +118,7 @@ pub enum NodeKeysError {
         /// The node.
         name: X500Name,
         /// Which file and why.
-        source: KeyStoreError,
+        source: Box<KeyStoreError>,
     },
     /// The keys are those of somebody else.
     #[error(
@@ -178,7 +178,7 @@ pub enum NodeKeysError {
         /// The way out.
         remedy: &'static str,
         /// The rule that is broken.
-        source: PathError,
+        source: Box<PathError>,
     },
     /// Development keys could not be made.
     #[error("no development keys could be made for {name}")]
@@ -186,7 +186,7 @@ pub enum NodeKeysError {
         /// The node.
         name: X500Name,
         /// Why.
-        source: IssueError,
+        source: Box<IssueError>,
     },
     /// The folder cannot be made or locked.
     #[error("the certificates folder {} cannot be written; check its owner and permissions", .directory.display())]
@@ -205,10 +205,7 @@ pub enum NodeKeysError {
 ///
 /// # Errors
 /// [`NodeKeysError`] names the difference between what is there and what the configuration wants, and the remedy.
-pub fn load_or_create(
-    options: &KeysOptions<'_>,
-    now: UnixTime,
-) -> Result<NodeKeys, NodeKeysError> {
+pub fn load_or_create(options: &KeysOptions<'_>, now: UnixTime) -> Result<NodeKeys, NodeKeysError> {
     let folder = Folder::new(options)?;
     let mut found = folder.find()?;
     if options.dev_mode && folder.lacks(&found) {
@@ -390,7 +387,7 @@ impl<'a> Folder<'a> {
             .map_err(|source| NodeKeysError::Certificates {
                 directory: self.directory(),
                 remedy: remedy(&source, development),
-                source,
+                source: Box::new(source),
             })
     }
 
@@ -491,14 +488,14 @@ impl<'a> Folder<'a> {
     pub(crate) fn issue_error(&self, source: IssueError) -> NodeKeysError {
         NodeKeysError::Issue {
             name: self.options.legal_name.clone(),
-            source,
+            source: Box::new(source),
         }
     }
 
     fn key_store_error(&self, source: KeyStoreError) -> NodeKeysError {
         NodeKeysError::KeyStore {
             name: self.options.legal_name.clone(),
-            source,
+            source: Box::new(source),
         }
     }
 

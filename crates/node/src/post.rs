@@ -7,7 +7,7 @@
 //! a connection.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 
 use futures::future::BoxFuture;
 use quorate_flow::{Envelope, InboxId, SessionMessage, standard};
@@ -50,7 +50,8 @@ struct Inner {
     network: watch::Receiver<Arc<NetworkSnapshot>>,
     /// Names under which messages reach us: the legal name and the notary service's.
     own: BTreeSet<X500Name>,
-    messaging: OnceLock<Handle>,
+    /// Present while the post is open. Messaging holds the post in turn.
+    messaging: RwLock<Option<Handle>>,
     tails: Mutex<BTreeMap<X500Name, Tail>>,
     loopback: mpsc::Sender<()>,
 }
@@ -83,24 +84,47 @@ impl Post {
                 desk,
                 network,
                 own,
-                messaging: OnceLock::new(),
+                messaging: RwLock::new(None),
                 tails: Mutex::new(BTreeMap::new()),
                 loopback,
             }),
         };
         let worker = post.clone();
-        tasks.spawn("messages to ourselves", worker.move_own_messages(wake));
+        let shutdown = tasks.shutdown().clone();
+        tasks.spawn("messages to ourselves", async move {
+            tokio::select! {
+                () = shutdown.requested() => {}
+                () = worker.move_own_messages(wake) => {}
+            }
+        });
         post
     }
 
     /// From now on messages leave through `messaging`; those that wait in the store too.
     pub(crate) async fn open(&self, messaging: Handle) -> Result<(), quorate_storage::Error> {
         let waiting = self.inner.store.outbox_peers().await?;
-        let _ = self.inner.messaging.set(messaging);
+        *self.messaging_slot() = Some(messaging);
         for queue in waiting.into_iter().filter(|queue| queue.waiting > 0) {
             self.wake(&queue.peer);
         }
         Ok(())
+    }
+
+    /// Lets go of messaging, which has stopped: the two hold each other, and with them the writer.
+    pub(crate) fn close(&self) {
+        self.inner
+            .messaging
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+    }
+
+    fn messaging(&self) -> Option<Handle> {
+        self.inner
+            .messaging
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Passes on what lay in the inbox when this instance became active.
@@ -146,16 +170,31 @@ impl Post {
         }
     }
 
+    /// Lets go of messaging, which has stopped.
+    pub(crate) fn close(&self) {
+        *self.messaging_slot() = None;
+    }
+
+    fn messaging_slot(&self) -> RwLockWriteGuard<'_, Option<Handle>> {
+        let slot = self.inner.messaging.write();
+        slot.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn messaging(&self) -> Option<Handle> {
+        let slot = self.inner.messaging.read();
+        slot.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// How the connection to a peer stands.
     pub(crate) fn link(&self, peer: &X500Name) -> Option<PeerStatus> {
-        self.inner.messaging.get()?.peer_status(peer)
+        self.messaging()?.peer_status(peer)
     }
 
     fn wake(&self, peer: &X500Name) {
         if self.inner.own.contains(peer) {
             // One wake-up in the channel is enough.
             let _ = self.inner.loopback.try_send(());
-        } else if let Some(messaging) = self.inner.messaging.get() {
+        } else if let Some(messaging) = self.messaging() {
             messaging.notify(peer);
         }
     }

@@ -5,9 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use quorate_identity::{
-    Certificate, CertificateAuthority, KeyStoreError, UnixTime, X500Name,
-};
+use quorate_identity::{Certificate, CertificateAuthority, KeyStoreError, UnixTime, X500Name};
 use quorate_runtime::{Entropy, Secret};
 
 use super::plan::Plan;
@@ -126,7 +124,7 @@ impl Authority {
             .save(file, password.expose())
             .map_err(|source| BootstrapError::AuthorityFile {
                 path: file.clone(),
-                source,
+                source: Box::new(source),
             })
     }
 
@@ -172,7 +170,7 @@ fn load(work: &Path, file: &Path) -> Result<Option<CertificateAuthority>, Bootst
         Err(KeyStoreError::Missing { .. }) => Ok(None),
         Err(source) => Err(BootstrapError::AuthorityFile {
             path: file.to_owned(),
-            source,
+            source: Box::new(source),
         }),
     }
 }

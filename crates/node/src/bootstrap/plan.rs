@@ -269,21 +269,18 @@ fn ports(
         .advertised_addresses
         .first()
         .map_or_else(String::new, |address| machine(address.host()));
-    let advertised = configuration
-        .advertised_addresses
-        .iter()
-        .enumerate()
-        .map(|(index, address)| match index {
-            0 => ("p2pAddress", address),
-            _ => ("additionalP2PAddresses", address),
-        });
+    let advertised =
+        configuration
+            .advertised_addresses
+            .iter()
+            .enumerate()
+            .map(|(index, address)| match index {
+                0 => ("p2pAddress", address),
+                _ => ("additionalP2PAddresses", address),
+            });
     let opened = [
         ("messagingServerAddress", Some(&configuration.p2p_listen)),
         ("rpcSettings.address", Some(&configuration.rpc.address)),
-        (
-            "rpcSettings.adminAddress",
-            configuration.rpc.admin_address.as_ref(),
-        ),
         ("webAddress", configuration.web_address.as_ref()),
         (
             "operations.address",

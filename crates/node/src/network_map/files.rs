@@ -96,12 +96,11 @@ pub(crate) fn read_node_info(
     now: UnixTime,
 ) -> Result<(SignedNodeInfo, NodeInfo), NetworkFileError> {
     let bytes = read(path, NODE_INFO)?;
-    let signed =
-        SignedNodeInfo::decode(&bytes).map_err(|source| NetworkFileError::Malformed {
-            path: path.to_owned(),
-            what: NODE_INFO,
-            source,
-        })?;
+    let signed = SignedNodeInfo::decode(&bytes).map_err(|source| NetworkFileError::Malformed {
+        path: path.to_owned(),
+        what: NODE_INFO,
+        source,
+    })?;
     let info = signed
         .verify(trust_root, now)
         .map_err(|source| NetworkFileError::Refused {
@@ -125,13 +124,14 @@ pub(crate) fn read_parameters(
             what: PARAMETERS,
             source,
         })?;
-    let parameters = signed
-        .verify(trust_root, now)
-        .map_err(|source| NetworkFileError::Refused {
-            path: path.to_owned(),
-            what: PARAMETERS,
-            source,
-        })?;
+    let parameters =
+        signed
+            .verify(trust_root, now)
+            .map_err(|source| NetworkFileError::Refused {
+                path: path.to_owned(),
+                what: PARAMETERS,
+                source,
+            })?;
     Ok((signed, parameters))
 }
 

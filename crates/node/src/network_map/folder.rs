@@ -186,10 +186,12 @@ impl Folder {
 
     /// The believed infos, in the order of their files' names.
     pub(super) fn believed(&self) -> impl Iterator<Item = (&str, &Arc<Believed>)> {
-        self.files.iter().filter_map(|(name, seen)| match &seen.verdict {
-            Verdict::Good(believed) => Some((name.as_str(), believed)),
-            Verdict::Bad { .. } => None,
-        })
+        self.files
+            .iter()
+            .filter_map(|(name, seen)| match &seen.verdict {
+                Verdict::Good(believed) => Some((name.as_str(), believed)),
+                Verdict::Bad { .. } => None,
+            })
     }
 
     /// The files that hold an info of this node.
@@ -275,9 +277,11 @@ pub(super) fn choose<'a>(
             && *serial >= info.serial
         {
             notices.push(format!(
-                "{file} gives {name} another key ({}) than it is known by ({}), and is not newer; it is ignored",
+                "{file} gives {name} another key ({}) than it is known by ({}), and is not newer (serial {} after {serial}); \
+                 it is ignored",
                 identity.owning_key().to_string_short(),
-                key.to_string_short()
+                key.to_string_short(),
+                info.serial
             ));
             continue;
         }
