@@ -244,7 +244,7 @@ impl Active {
             core,
             writing,
             messaging,
-            post: post.clone(),
+            post,
             flows,
             addresses,
         })
@@ -274,7 +274,7 @@ impl Active {
             core,
             writing,
             messaging,
-            post: post.clone(),
+            post,
             flows,
             addresses: _,
         } = self;

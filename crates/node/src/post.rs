@@ -110,23 +110,6 @@ impl Post {
         Ok(())
     }
 
-    /// Lets go of messaging, which has stopped: the two hold each other, and with them the writer.
-    pub(crate) fn close(&self) {
-        self.inner
-            .messaging
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-    }
-
-    fn messaging(&self) -> Option<Handle> {
-        self.inner
-            .messaging
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
     /// Passes on what lay in the inbox when this instance became active.
     pub(crate) async fn take_up_inbox(&self) -> Result<usize, quorate_storage::Error> {
         let (mut count, mut after) = (0, None);
