@@ -18,6 +18,7 @@ mod exchange;
 mod finality;
 mod notarise;
 mod notary_change;
+mod self_check;
 mod signatures;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub use exchange::{
 pub use finality::{finalise, receive_finality, receive_finality_if};
 pub use notarise::{NOTARISE, VALIDATING_NOTARISE, notarise};
 pub use notary_change::ChangeNotary;
+pub use self_check::SelfCheck;
 pub use signatures::{collect_signatures, sign_transaction};
 
 /// The application that every node has installed.
@@ -53,6 +55,8 @@ impl App for Standard {
     fn register_flows(&self, registry: &mut FlowRegistry) {
         registry
             .flow::<ChangeNotary>()
+            .flow::<SelfCheck>()
+            .responder::<self_check::Echo>()
             .responder::<notary_change::AgreeToChange>()
             .responder::<notarise::ValidatingNotarise>();
     }
