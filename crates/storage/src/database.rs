@@ -372,8 +372,12 @@ fn session(postgres: &PgConnectOptions, options: &Options, purpose: Purpose) -> 
     settings.push(("statement_timeout", millis(statement)));
     settings.push(("jit", "off".into()));
     if purpose == Purpose::Write {
-        // Always the same statements over arrays: planning each of them anew would only cost time.
+        // Always the same few statements, over arrays, each row found by a key: planning them anew would only cost time,
+        // and what looks cheap while a table is small (reading all of it) must not stay the plan when it has grown.
         settings.push(("plan_cache_mode", "force_generic_plan".into()));
+        for method in ["enable_seqscan", "enable_hashjoin", "enable_mergejoin"] {
+            settings.push((method, "off".into()));
+        }
     }
     let schema = options.schema.as_deref().or(match &options.url {
         DatabaseUrl::Postgres { schema, .. } => schema.as_deref(),

@@ -8,7 +8,7 @@ use quorate_flow::{
     Recording, StatesToRecord,
 };
 use quorate_identity::X500Name;
-use quorate_ledger::vault::QueryError;
+use quorate_ledger::vault::{Criteria, QueryError};
 use quorate_ledger::{SignedTransaction, StateAndRef, StateRef, TxId};
 
 use crate::query::{Filter, Schemas};
@@ -233,6 +233,8 @@ pub(crate) struct PreparedLock {
     pub(crate) amount: Option<String>,
     pub(crate) target: LockTarget,
     pub(crate) max_states: usize,
+    /// The types of state that can meet the condition, if it tells.
+    pub(crate) types: Vec<String>,
 }
 
 impl PreparedLock {
@@ -244,18 +246,21 @@ impl PreparedLock {
             target,
             max_states,
         } = request;
+        let mut types = types(&criteria).unwrap_or_default().to_vec();
         let criteria = match &target {
-            LockTarget::References(refs) => quorate_ledger::vault::Criteria::And(vec![
-                quorate_ledger::vault::Criteria::Refs(refs.clone()),
-                criteria,
-            ]),
-            _ => criteria,
+            LockTarget::References(refs) => {
+                Criteria::And(vec![Criteria::Refs(refs.clone()), criteria])
+            }
+            LockTarget::Sum { .. } | LockTarget::Count(_) => criteria,
         };
         let mut filter = Filter::new(schemas, &criteria)?;
-        let amount = match &target {
-            LockTarget::Sum { schema, column, .. } => Some(filter.number(schemas, schema, column)?),
-            _ => None,
-        };
+        let mut amount = None;
+        if let LockTarget::Sum { schema, column, .. } = &target {
+            amount = Some(filter.number(schemas, schema, column)?);
+            if types.is_empty() {
+                types = schemas.state_types(schema);
+            }
+        }
         Ok(Self {
             flow,
             seq,
@@ -263,6 +268,16 @@ impl PreparedLock {
             amount,
             target,
             max_states: max_states as usize,
+            types,
         })
+    }
+}
+
+/// The types that a state must have to meet the criteria, if they tell.
+fn types(criteria: &Criteria) -> Option<&[String]> {
+    match criteria {
+        Criteria::StateTypes(types) => Some(types),
+        Criteria::And(parts) => parts.iter().find_map(types),
+        _ => None,
     }
 }

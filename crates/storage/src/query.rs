@@ -10,7 +10,7 @@ use quorate_ledger::vault::{
     Cmp, Criteria, Cursor, Page, QueryError, SoftLockFilter, SortKey, StateStatus, VaultQuery,
     VaultState, VaultUpdate,
 };
-use quorate_ledger::{StateAndRef, Timestamp, TransactionState, UniqueId};
+use quorate_ledger::{StateAndRef, StateRef, Timestamp, TransactionState, UniqueId};
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
 use crate::Store;
@@ -89,6 +89,22 @@ impl Schemas {
         found.ok_or_else(|| QueryError::UnknownColumn {
             schema: schema.to_owned(),
             column: column.to_owned(),
+        })
+    }
+
+    /// The types of state that an application maps.
+    pub(crate) fn state_types(&self, schema: &str) -> Vec<String> {
+        let mapped = self
+            .mapped
+            .iter()
+            .find(|mapped| mapped.schema.name == schema);
+        mapped.map_or(Vec::new(), |mapped| {
+            mapped
+                .schema
+                .state_types
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect()
         })
     }
 
@@ -390,11 +406,12 @@ impl Filter {
         Ok(format!("({column} IS NOT NULL AND {comparison})"))
     }
 
-    /// The tables that the condition speaks of.
-    fn tables(&self, schemas: &Schemas) -> String {
-        let mut from =
-            // A lock on a consumed state means nothing; it goes with its flow.
-            String::from("vault_states v LEFT JOIN vault_locks l ON l.tx_id = v.tx_id AND l.idx = v.idx AND v.status = 0");
+    /// The tables that the condition speaks of, beside `states`, which are called `v`.
+    fn tables(&self, schemas: &Schemas, states: &str) -> String {
+        // A lock on a consumed state means nothing; it goes with its flow.
+        let mut from = format!(
+            "{states} v LEFT JOIN vault_locks l ON l.tx_id = v.tx_id AND l.idx = v.idx AND v.status = 0"
+        );
         for index in &self.joins {
             let table = schemas.mapped[*index].table.name;
             from.push_str(&format!(
@@ -411,12 +428,41 @@ impl Filter {
         columns: &str,
         rest: &str,
     ) -> (SqlStr, Vec<Value>) {
+        let from = self.tables(schemas, "vault_states");
         let sql = format!(
-            "SELECT {columns} FROM {} WHERE {} {rest}",
-            self.tables(schemas),
+            "SELECT {columns} FROM {from} WHERE {} {rest}",
             self.condition
         );
         (AssertSqlSafe(sql).into_sql_str(), self.values.clone())
+    }
+
+    /// Looks at the next `limit` unconsumed states of one type after a place, whether or not they meet the condition,
+    /// and tells of each: `tx_id`, `idx`, `state` (if it fits), place, holder of its lock, `amount`, whether it fits.
+    ///
+    /// The work is bounded by `limit` whatever the engine thinks of the condition, and the order costs nothing: it is
+    /// that of the index.
+    pub(crate) fn walk(
+        mut self,
+        schemas: &Schemas,
+        state_type: &str,
+        after: (i64, i64),
+        limit: i64,
+        amount: &str,
+    ) -> (SqlStr, Vec<Value>) {
+        let fits = format!("({}) AND l.flow_id IS NULL", self.condition);
+        let (state_type, limit) = (self.bind(state_type), self.bind(limit));
+        let (place, index) = (self.bind(after.0), self.bind(after.1));
+        let states = format!(
+            "(SELECT * FROM vault_states WHERE status = 0 AND state_type = {state_type}
+              AND (produced_seq, idx) > ({place}, {index}) ORDER BY produced_seq, idx LIMIT {limit})"
+        );
+        let sql = format!(
+            "SELECT v.tx_id, v.idx, CASE WHEN {fits} THEN v.state END, v.produced_seq, l.flow_id,
+                    CAST({amount} AS BIGINT), CAST(CASE WHEN {fits} THEN 1 ELSE 0 END AS BIGINT)
+             FROM {} ORDER BY v.produced_seq, v.idx",
+            self.tables(schemas, &states)
+        );
+        (AssertSqlSafe(sql).into_sql_str(), self.values)
     }
 }
 
@@ -544,12 +590,15 @@ pub(crate) fn state_and_ref(row: &Row, from: usize) -> Result<StateAndRef, Error
         row.bytes(from).doing(doing)?,
         row.count(from + 1).doing(doing)?,
     )?;
-    let state = TransactionState::decode(&row.bytes(from + 2).doing(doing)?).map_err(|error| {
-        Error::Corrupt {
-            what: format!("state {reference}"),
-            reason: error.to_string(),
-        }
-    })?;
+    decode_state(reference, &row.bytes(from + 2).doing(doing)?)
+}
+
+pub(crate) fn decode_state(reference: StateRef, bytes: &[u8]) -> Result<StateAndRef, Error> {
+    let corrupt = |reason| Error::Corrupt {
+        what: format!("state {reference}"),
+        reason,
+    };
+    let state = TransactionState::decode(bytes).map_err(|error| corrupt(error.to_string()))?;
     Ok(StateAndRef::new(state, reference))
 }
 

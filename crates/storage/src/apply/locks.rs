@@ -9,14 +9,18 @@ use std::sync::Arc;
 use quorate_flow::{FlowId, LockTarget};
 use quorate_ledger::{StateAndRef, StateRef};
 
+use super::notary::state_ref;
 use super::{Batch, Failure};
 use crate::error::{Doing, Error};
 use crate::prepare::PreparedLock;
-use crate::query::state_and_ref;
-use crate::sql::{batch, int, values};
+use crate::query::decode_state;
+use crate::sql::{Row, batch, int, values};
 use crate::unit::LockError;
 
-/// States that are looked at for one condition in one batch.
+/// States of the right type that are walked past for one condition in one batch.
+const MAX_WALKED: usize = 4_096;
+
+/// States that fit one condition and are looked at in one batch.
 const MAX_SCANNED: usize = 20_000;
 
 /// States that one read returns: some for each request, within these bounds.
@@ -38,7 +42,9 @@ batch!(WRITE_LOCKS, 1, [tx: Bytes, number: Int, flow: Bytes, request: Int],
 struct Coin {
     order: (i64, u32),
     amount: i64,
-    state: StateAndRef,
+    reference: StateRef,
+    /// Decoded only if it is chosen: that parses keys, which costs more than reading the row.
+    state: Vec<u8>,
     /// The asking flow has it already.
     own: bool,
 }
@@ -94,11 +100,11 @@ pub(super) async fn apply(
                 None => {
                     let answer = shelf.serve(batch, request, &taken).await?;
                     for coin in answer.iter().flatten() {
-                        taken.insert(coin.state.reference);
+                        taken.insert(coin.reference);
                         if coin.own {
                             continue;
                         }
-                        let StateRef { tx, index } = coin.state.reference;
+                        let StateRef { tx, index } = coin.reference;
                         rows.extend(values![
                             tx.as_bytes(),
                             index,
@@ -118,16 +124,20 @@ pub(super) async fn apply(
         .execute_batch(&WRITE_LOCKS, &[now], rows)
         .await
         .doing("locking states")?;
-    Ok(answers
+    answers
         .into_iter()
         .map(|answer| {
-            Ok(answer
-                .unwrap_or_else(|| Ok(Vec::new()))?
-                .into_iter()
-                .map(|coin| coin.state)
-                .collect())
+            let coins = match answer {
+                Some(Ok(coins)) => coins,
+                Some(Err(error)) => return Ok(Err(error)),
+                None => Vec::new(),
+            };
+            let states = coins
+                .iter()
+                .map(|coin| decode_state(coin.reference, &coin.state));
+            Ok(Ok(states.collect::<Result<_, Error>>()?))
         })
-        .collect())
+        .collect()
 }
 
 fn is_by_reference(request: &PreparedLock) -> bool {
@@ -188,11 +198,13 @@ async fn locks_of(
     {
         let flow = flow_id(row.bytes(0).doing(doing)?)?;
         let seq = row.count(1).doing(doing)?.try_into().unwrap_or(u32::MAX);
-        let state = state_and_ref(&row, 3)?;
-        let order = (row.int(2).doing(doing)?, state.reference.index);
+        let reference = state_ref(row.bytes(3).doing(doing)?, row.count(4).doing(doing)?)?;
+        let order = (row.int(2).doing(doing)?, reference.index);
+        let state = row.bytes(5).doing(doing)?;
         found.entry((flow, seq)).or_default().push(Coin {
             order,
             amount: 0,
+            reference,
             state,
             own: true,
         });
@@ -204,10 +216,18 @@ async fn locks_of(
 }
 
 /// The states that meet one condition, read as far as needed.
+///
+/// First the unconsumed states of the right types are walked in the order of their production, which finds coins at
+/// once wherever a fair part of them fit. Only after a long walk in vain the engine is asked to find the rest by
+/// whatever index it has.
 struct Shelf<'a> {
     like: &'a PreparedLock,
     page: usize,
     coins: Vec<Coin>,
+    known: BTreeSet<StateRef>,
+    walked: usize,
+    /// The types still to be walked, the present one last.
+    types: Vec<&'a str>,
     after: (i64, i64),
     all_read: bool,
 }
@@ -215,10 +235,20 @@ struct Shelf<'a> {
 impl<'a> Shelf<'a> {
     fn new(like: &'a PreparedLock, requests: usize) -> Self {
         let page = (requests * PAGE_PER_REQUEST).clamp(*PAGE.start(), *PAGE.end());
+        let walks = if is_by_reference(like) {
+            &[][..]
+        } else {
+            &like.types
+        };
+        let types = walks.iter().rev().map(String::as_str).collect();
+        let (coins, known) = (Vec::new(), BTreeSet::new());
         Self {
             like,
             page,
-            coins: Vec::new(),
+            coins,
+            known,
+            walked: 0,
+            types,
             after: (0, -1),
             all_read: false,
         }
@@ -226,7 +256,46 @@ impl<'a> Shelf<'a> {
 
     /// Reads the next page.
     async fn read(&mut self, batch: &mut Batch<'_>) -> Result<(), Failure> {
+        match self.types.last() {
+            Some(state_type) if self.walked < MAX_WALKED => self.walk(batch, state_type).await,
+            _ => self.search(batch).await,
+        }
+    }
+
+    async fn walk(&mut self, batch: &mut Batch<'_>, state_type: &str) -> Result<(), Failure> {
         let doing = "looking for states to lock";
+        let amount = self.like.amount.as_deref().unwrap_or("1");
+        let limit = int(self.page as u64)?;
+        let (sql, values) =
+            self.like
+                .filter
+                .clone()
+                .walk(batch.schemas, state_type, self.after, limit, amount);
+        let rows = batch
+            .connection
+            .fetch_text(sql, values)
+            .await
+            .doing(doing)?;
+        for row in &rows {
+            self.after = (row.int(3).doing(doing)?, row.int(1).doing(doing)?);
+            if row.int(6).doing(doing)? == 1 {
+                self.keep(row)?;
+            }
+        }
+        self.walked += rows.len();
+        if rows.len() < self.page {
+            self.types.pop();
+            self.after = (0, -1);
+            // Whatever could fit has been seen.
+            self.all_read = self.types.is_empty();
+        } else if self.walked >= MAX_WALKED {
+            self.after = (0, -1);
+        }
+        Ok(())
+    }
+
+    async fn search(&mut self, batch: &mut Batch<'_>) -> Result<(), Failure> {
+        let doing = "searching for states to lock";
         let mut filter = self.like.filter.clone();
         let (place, number) = (filter.bind(self.after.0), filter.bind(self.after.1));
         let limit = filter.bind(int(self.page as u64)?);
@@ -250,17 +319,25 @@ impl<'a> Shelf<'a> {
             .await
             .doing(doing)?;
         for row in &rows {
-            let state = state_and_ref(row, 0)?;
-            let place = row.int(3).doing(doing)?;
-            self.after = (place, state.reference.index.into());
+            self.after = (row.int(3).doing(doing)?, row.int(1).doing(doing)?);
+            self.keep(row)?;
+        }
+        self.all_read = rows.len() < self.page || self.known.len() >= MAX_SCANNED;
+        Ok(())
+    }
+
+    fn keep(&mut self, row: &Row) -> Result<(), Failure> {
+        let doing = "reading a state to lock";
+        let reference = state_ref(row.bytes(0).doing(doing)?, row.count(1).doing(doing)?)?;
+        if self.known.insert(reference) {
             self.coins.push(Coin {
-                order: (place, state.reference.index),
+                order: (row.int(3).doing(doing)?, reference.index),
                 amount: row.opt_int(5).doing(doing)?.unwrap_or(0),
                 own: row.opt_bytes(4).doing(doing)?.is_some(),
-                state,
+                state: row.bytes(2).doing(doing)?,
+                reference,
             });
         }
-        self.all_read = rows.len() < self.page || self.coins.len() >= MAX_SCANNED;
         Ok(())
     }
 
@@ -270,8 +347,7 @@ impl<'a> Shelf<'a> {
         request: &PreparedLock,
         taken: &BTreeSet<StateRef>,
     ) -> Result<Result<Vec<Coin>, LockError>, Failure> {
-        self.coins
-            .retain(|coin| !taken.contains(&coin.state.reference));
+        self.coins.retain(|coin| !taken.contains(&coin.reference));
         let (wanted, most) = match &request.target {
             LockTarget::Sum { at_least, .. } => (*at_least, request.max_states),
             LockTarget::Count(count) => (i64::from(*count), request.max_states),
@@ -290,8 +366,7 @@ impl<'a> Shelf<'a> {
                     return Ok(Err(LockError::Insufficient { available, wanted }));
                 }
                 self.read(batch).await?;
-                self.coins
-                    .retain(|coin| !taken.contains(&coin.state.reference));
+                self.coins.retain(|coin| !taken.contains(&coin.reference));
                 continue;
             }
             let coin = &self.coins[next];
