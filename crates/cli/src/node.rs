@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use quorate_node::config::{LoadOptions, NodeConfiguration};
+use quorate_node::control::{self, Question};
 use quorate_node::{Milestone, Node, NodeOptions};
 use quorate_runtime::config::OnUnknownKeys;
 use quorate_runtime::operations::{Health, Operations, Readiness, Version};
@@ -57,6 +58,18 @@ enum Command {
     ValidateConfiguration,
     /// Write the node's signed entry for other nodes' network maps, and stop
     GenerateNodeInfo,
+    /// Ask the process that runs in the base directory for its role
+    Status,
+    /// Let the standby in the base directory take over when the lease lapses
+    Promote {
+        /// Take over now: whoever holds the lease can write no more
+        #[arg(long)]
+        force: bool,
+    },
+    /// Let another instance serve instead of the one in the base directory
+    Handover,
+    /// Check that flows, messages and database work; exits like a Nagios plugin
+    Health,
 }
 
 impl Place {
@@ -113,6 +126,12 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
             println!("{}", file.display());
             return Ok(ExitCode::SUCCESS);
         }
+        Some(Command::Status) => return tell(&configuration, Question::Status).await,
+        Some(Command::Promote { force }) => {
+            return tell(&configuration, Question::Promote { force }).await;
+        }
+        Some(Command::Handover) => return tell(&configuration, Question::HandOver).await,
+        Some(Command::Health) => return health(&configuration).await,
         None => {}
     }
 
@@ -186,6 +205,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         };
         server.serve(&tasks, operations.router());
     }
+    let base_directory = configuration.base_directory.clone();
     let node = Node::prepare(NodeOptions {
         configuration,
         apps,
@@ -212,14 +232,29 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     let organisation = node.legal_name().organisation().to_owned();
 
     stop_on_signals(&tasks)?;
+    node.control()
+        .listen(&base_directory, Clock::system(), &tasks)
+        .context("the control socket cannot be opened in the base directory")?;
     let shutdown = tasks.shutdown().clone();
     let result = node
         .run(&tasks, |milestone| match milestone {
-            Milestone::Standby { holder, lapses_in } => println!(
-                "Node for \"{organisation}\" stands by: {holder} holds the lease, \
-                 which lapses in {:.1} s without a sign of life",
-                lapses_in.as_secs_f64()
-            ),
+            Milestone::Standby {
+                holder,
+                lapses_in,
+                waits_for_promotion,
+            } => {
+                println!(
+                    "Node for \"{organisation}\" stands by: {holder} holds the lease, \
+                     which lapses in {:.1} s without a sign of life",
+                    lapses_in.as_secs_f64()
+                );
+                if waits_for_promotion {
+                    println!("It takes over when you say so: `quorate node promote`");
+                }
+            }
+            Milestone::SteppedDown { reason } => {
+                println!("Node for \"{organisation}\" serves no more: {reason}");
+            }
             Milestone::Active {
                 addresses,
                 generation,
@@ -251,6 +286,45 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Asks the running process, and shows what it says.
+async fn tell(configuration: &NodeConfiguration, question: Question) -> Result<ExitCode> {
+    let answer = control::ask(&configuration.base_directory, &question).await?;
+    println!("role: {}", answer.role);
+    if let Some(report) = answer.report.as_object() {
+        for (name, value) in report.iter().filter(|(name, _)| *name != "status") {
+            println!("{name}: {}", value.to_string().trim_matches('"'));
+        }
+    }
+    if !answer.message.is_empty() {
+        println!("{}", answer.message);
+    }
+    Ok(if answer.ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Exit codes of Nagios plugins.
+const CRITICAL: u8 = 2;
+const WARNING: u8 = 1;
+
+/// One line and an exit code for monitoring: 0 well, 1 on its way, 2 not well.
+async fn health(configuration: &NodeConfiguration) -> Result<ExitCode> {
+    let name = configuration.my_legal_name.organisation();
+    let (code, word, text) =
+        match control::ask(&configuration.base_directory, &Question::Check).await {
+            Ok(answer) if answer.ok => (0, "OK", format!("{}, {}", answer.role, answer.message)),
+            Ok(answer) if matches!(answer.role.as_str(), "starting" | "stopping") => {
+                (WARNING, "WARNING", answer.message)
+            }
+            Ok(answer) => (CRITICAL, "CRITICAL", answer.message),
+            Err(error) => (CRITICAL, "CRITICAL", error.to_string()),
+        };
+    println!("QUORATE {word} - {name}: {text}");
+    Ok(ExitCode::from(code))
 }
 
 /// The reason of a stop that somebody asked for by a signal.

@@ -248,6 +248,18 @@ impl Flows {
         ended.records.get(&flow).cloned()
     }
 
+    /// How a flow without a client id ends; `None` if nothing is known of it.
+    pub(crate) async fn outcome(&self, flow: FlowId) -> Option<FlowOutcome> {
+        let mut feed = self.feed();
+        loop {
+            feed.mark_seen();
+            if self.view(flow).await.is_none() {
+                return self.ended_lately(flow).and_then(|record| record.outcome);
+            }
+            feed.changed(flow).await;
+        }
+    }
+
     /// Whether the driver takes up its work.
     pub(crate) async fn responds(&self) -> bool {
         let (reply, answer) = oneshot::channel();
@@ -752,7 +764,7 @@ impl Driver {
         self.parts.metrics.ended(success, now.since(start.started_at));
         if let Some(client_id) = &start.client_id {
             self.by_client.remove(client_id);
-        } else if matches!(start.origin, Origin::Rpc { .. }) {
+        } else if !matches!(start.origin, Origin::Peer { .. }) {
             let view = self.parts.machine.view(flow);
             let status = match &outcome {
                 FlowOutcome::Completed { .. } => FlowStatus::Completed,

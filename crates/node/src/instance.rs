@@ -1,8 +1,8 @@
-//! One process serving a node: made ready, waiting for the lease, active, stopped.
+//! One process serving a node, made ready.
 //!
 //! [`Node::prepare`] reads configuration, keys and network map, and opens the database; nothing
-//! is bound or written by then. [`Node::run`] waits for the lease, starts what only its holder
-//! runs ([`Active`]), renews the lease, and stops when asked or when the lease is lost.
+//! is bound by then, and nothing written but migrations. What the process does afterwards is in
+//! `roles`.
 
 use std::net::ToSocketAddrs;
 use std::path::PathBuf;
@@ -13,28 +13,26 @@ use quorate_flow::{App, Owner};
 use quorate_identity::rpc_tls::{RpcIdentity, RpcTlsError, rpc_server_config};
 use quorate_identity::{NodeKeys, UnixTime, X500Name};
 use quorate_ledger::Timestamp;
-use quorate_runtime::operations::{Health, Readiness, ReadyReport};
-use quorate_runtime::tasks::{blocking, chain};
+use quorate_runtime::operations::{Health, Readiness};
+use quorate_runtime::tasks::blocking;
 use quorate_runtime::{Clock, Entropy, Metrics, Tasks};
-use quorate_storage::lease::{self, Attempt, Candidate, Holder, Policy};
-use quorate_storage::{Fence, Store, migrate};
+use quorate_storage::lease::{Holder, Policy};
+use quorate_storage::{Store, migrate};
 use tokio::sync::watch;
 
-use crate::active::{Active, Addresses, certificate_clock};
+use crate::active::{Addresses, certificate_clock};
 use crate::applications::{AppError, Applications};
-use crate::config::{NodeConfiguration, WhenHeld};
+use crate::config::NodeConfiguration;
+use crate::control::Control;
 use crate::network_map::{NetworkMap, NetworkMapError, NetworkSnapshot, OwnInfo};
 use crate::node_keys::{KeysOptions, load_or_create};
 
 /// What the lease of a node is for.
-const RESOURCE: &str = "node";
+pub(crate) const RESOURCE: &str = "node";
 
 /// How often the lease is renewed when mutual exclusion is off: only to find out early that
 /// another process has taken over.
 const IDLE_UPDATE: Duration = Duration::from_secs(20);
-
-/// Longest wait between two attempts at the lease.
-const ATTEMPT_EVERY: Duration = Duration::from_millis(250);
 
 /// What a node is made of.
 pub struct NodeOptions {
@@ -133,6 +131,8 @@ pub enum Milestone {
         holder: String,
         /// How long its lease runs if it gives no further sign of life.
         lapses_in: Duration,
+        /// A person has to say when this instance may take over.
+        waits_for_promotion: bool,
     },
     /// This instance serves.
     Active {
@@ -140,6 +140,11 @@ pub enum Milestone {
         addresses: Addresses,
         /// The generation of its lease.
         generation: u64,
+    },
+    /// This instance serves no more, and becomes a standby.
+    SteppedDown {
+        /// Why.
+        reason: String,
     },
 }
 
@@ -158,12 +163,13 @@ pub(crate) struct Prepared {
 
 /// A node that is ready to run.
 pub struct Node {
-    prepared: Prepared,
-    health: Health,
-    readiness: Readiness,
-    holder: Holder,
-    policy: Policy,
-    update_interval: Duration,
+    pub(crate) prepared: Prepared,
+    pub(crate) health: Health,
+    pub(crate) readiness: Readiness,
+    pub(crate) holder: Holder,
+    pub(crate) policy: Policy,
+    pub(crate) update_interval: Duration,
+    pub(crate) control: Control,
 }
 
 impl Prepared {
@@ -304,7 +310,8 @@ impl Node {
             migrate::check_current(&store).await?;
         }
         let network = map.subscribe();
-        map.watch(&tasks);
+        map.polling_every(configuration.node_info_polling)
+            .watch(&tasks);
 
         let exclusion = configuration.mutual_exclusion.clone();
         let holder = Holder::this_process(
@@ -348,6 +355,7 @@ impl Node {
             readiness,
             holder,
             policy,
+            control: Control::new(),
         })
     }
 
@@ -361,149 +369,8 @@ impl Node {
         &self.prepared.identification.legal_name
     }
 
-    /// Waits for the lease, serves under it, and returns when shutdown was requested and
-    /// everything has stopped. The reason is [`Shutdown::reason`](quorate_runtime::Shutdown).
-    pub async fn run(
-        self,
-        tasks: &Tasks,
-        mut told: impl FnMut(Milestone),
-    ) -> Result<(), NodeError> {
-        let Some(fence) = self.wait_for_lease(tasks, &mut told).await? else {
-            return Ok(());
-        };
-        self.readiness.set(self.report(false, "starting"));
-        let active = match Active::start(&self.prepared, fence.clone(), tasks).await {
-            Ok(active) => active,
-            Err(error) => {
-                self.give_back(&fence).await;
-                return Err(error);
-            }
-        };
-        self.readiness.set(
-            self.report(true, "active")
-                .with("generation", fence.generation()),
-        );
-        self.watch_health(&active);
-        told(Milestone::Active {
-            addresses: active.addresses.clone(),
-            generation: fence.generation(),
-        });
-        let lost = self.keep_lease(&fence, &active, tasks).await;
-        self.readiness.set(self.report(false, "stopping"));
-        for component in ["database", "flows"] {
-            self.health.deregister(component);
-        }
-        for report in active.stop().await {
-            if !report.is_clean() {
-                tracing::warn!(%report, "not everything had finished when the node stopped");
-            }
-        }
-        if !lost {
-            self.give_back(&fence).await;
-        }
-        self.prepared.store.close().await;
-        Ok(())
-    }
-
-    /// `None` if shutdown was requested first.
-    async fn wait_for_lease(
-        &self,
-        tasks: &Tasks,
-        told: &mut impl FnMut(Milestone),
-    ) -> Result<Option<Fence>, NodeError> {
-        let shutdown = tasks.shutdown().clone();
-        let mut candidate = Candidate::new(
-            &self.prepared.store,
-            RESOURCE,
-            self.holder.clone(),
-            self.policy,
-        );
-        let mut known = None;
-        loop {
-            match candidate.attempt().await? {
-                Attempt::Acquired(fence) => return Ok(Some(fence)),
-                Attempt::Held { lease, lapses_in } => {
-                    self.readiness.set(
-                        self.report(false, "standby")
-                            .with("holder", lease.holder.instance())
-                            .with("generation", lease.generation)
-                            .with("heldSince", lease.acquired_at.to_string())
-                            .with("lapsesInMillis", lapses_in.as_millis() as u64),
-                    );
-                    if known.replace(lease.generation) != Some(lease.generation) {
-                        let holder = lease.holder.instance();
-                        tracing::info!(holder, ?lapses_in, "standing by: another instance holds the lease");
-                        if self.prepared.configuration.mutual_exclusion.when_held == WhenHeld::Exit {
-                            return Err(NodeError::Held { holder });
-                        }
-                        told(Milestone::Standby { holder, lapses_in });
-                    }
-                    tokio::select! {
-                        () = shutdown.requested() => return Ok(None),
-                        () = tokio::time::sleep(lapses_in.min(ATTEMPT_EVERY)) => {}
-                    }
-                }
-            }
-        }
-    }
-
-    /// Renews the lease until shutdown is requested or something fails; whether the lease was
-    /// lost.
-    async fn keep_lease(&self, fence: &Fence, active: &Active, tasks: &Tasks) -> bool {
-        let shutdown = tasks.shutdown().clone();
-        loop {
-            tokio::select! {
-                () = shutdown.requested() => return false,
-                reason = active.failed() => {
-                    tracing::error!(reason, "this instance stops serving");
-                    shutdown.root().request(reason);
-                    return false;
-                }
-                () = tokio::time::sleep(self.update_interval) => {}
-            }
-            // The next sign of life would come too late: another may have taken over by then.
-            let renewed =
-                tokio::time::timeout(self.update_interval, lease::renew(&self.prepared.store, fence));
-            let why = match renewed.await {
-                Ok(Ok(_)) => continue,
-                Ok(Err(error)) => chain(&error),
-                Err(_) => "the database did not answer in time".to_owned(),
-            };
-            let reason = format!("the lease could not be renewed: {why}");
-            tracing::error!(reason, "this instance stops serving");
-            shutdown.root().request(reason);
-            return true;
-        }
-    }
-
-    async fn give_back(&self, fence: &Fence) {
-        if let Err(error) = lease::release(&self.prepared.store, fence).await {
-            tracing::warn!(error = %chain(&error), "the lease could not be given back; it lapses by itself");
-        }
-    }
-
-    fn report(&self, ready: bool, status: &str) -> ReadyReport {
-        ReadyReport::new(ready, status)
-            .with("node", self.prepared.identification.legal_name.to_string())
-            .with("instance", self.prepared.identification.instance.clone())
-    }
-
-    fn watch_health(&self, active: &Active) {
-        let store = self.prepared.store.clone();
-        self.health.register("database", move || {
-            let store = store.clone();
-            async move { store.ping().await.map_err(|error| chain(&error)) }
-        });
-        let flows = active.flows().clone();
-        self.health.register("flows", move || {
-            let flows = flows.clone();
-            async move {
-                if flows.responds().await {
-                    Ok(())
-                } else {
-                    Err("the flow machine has stopped".to_owned())
-                }
-            }
-        });
+    /// Speaks to the running node from this process.
+    pub fn control(&self) -> Control {
+        self.control.clone()
     }
 }

@@ -3,7 +3,7 @@
 //! [`Node`] is one process serving a node. It prepares itself, waits for the lease, and as its
 //! holder runs everything that serves: the flow machine with its driver, the post office between
 //! queues and peers, the notary, the doors for clients. The parts themselves live in crates of
-//! their own; here is only what joins them: roles (`instance`, `active`), the flow driver
+//! their own; here is only what joins them: roles (`instance`, `roles`, `active`), the flow driver
 //! (`driver`), answers to flows (`host`), messages (`post`), the network map and the making of
 //! networks ([`network_map`], [`bootstrap`]), configuration ([`config`]), and the API's server
 //! ([`rpc`]). It knows nothing of ordering channels or Fabric.
@@ -14,6 +14,7 @@ mod active;
 mod applications;
 pub mod bootstrap;
 pub mod config;
+pub mod control;
 mod driver;
 mod host;
 mod instance;
@@ -22,6 +23,7 @@ pub mod network_map;
 pub mod node_keys;
 mod operations;
 mod post;
+mod roles;
 pub mod rpc;
 
 pub use active::Addresses;

@@ -160,7 +160,8 @@ impl ReadyReport {
         self
     }
 
-    fn body(&self) -> Value {
+    /// The answer of `/readyz`.
+    pub fn to_json(&self) -> Value {
         let mut body = Map::new();
         body.insert("status".to_owned(), Value::from(self.status.clone()));
         body.insert("ready".to_owned(), Value::from(self.ready));
@@ -326,7 +327,7 @@ async fn healthz_detailed(State(operations): State<Arc<Operations>>) -> Response
         "status": if healthy { "OK" } else { "Service Unavailable" },
         "time": operations.time(),
         "checks": checks,
-        "readiness": operations.readiness.report().body(),
+        "readiness": operations.readiness.report().to_json(),
     });
     (
         if healthy {
@@ -346,7 +347,7 @@ async fn readyz(State(operations): State<Arc<Operations>>) -> Response {
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    (status, Json(report.body())).into_response()
+    (status, Json(report.to_json())).into_response()
 }
 
 async fn metrics(State(operations): State<Arc<Operations>>) -> Response {
