@@ -127,9 +127,10 @@ async fn with_store(command: &Command, store: &Store) -> Result<ExitCode> {
             if done.is_empty() {
                 println!("Nothing was missing.");
             } else {
+                let width = component_width(&done);
                 for migration in &done {
                     println!(
-                        "  {} {}  {}",
+                        "  {:<width$} {:>3}  {}",
                         migration.component, migration.version, migration.description
                     );
                 }
@@ -201,9 +202,13 @@ fn schemas_of(application: Option<&str>) -> Result<Vec<MappedSchema>> {
     }
 }
 
-fn print_table(migrations: &[Migration]) {
+fn component_width(migrations: &[Migration]) -> usize {
     let component = |migration: &Migration| migration.component.len();
-    let width = migrations.iter().map(component).max().unwrap_or_default();
+    migrations.iter().map(component).max().unwrap_or_default()
+}
+
+fn print_table(migrations: &[Migration]) {
+    let width = component_width(migrations);
     for migration in migrations {
         let state = match migration.state {
             MigrationState::Applied(at) => format!("applied {at}"),

@@ -148,7 +148,7 @@ impl Demo {
             let process = node.process().unwrap_or_default();
             let ports = &node.ports;
             println!(
-                "  {:<8} {process:<8} {:<6} {:<6} {:<6} {:<6}",
+                "  {:<8} {process:<8} {:<6} {:<6} {:<6} {}",
                 node.organisation, ports.p2p, ports.rpc, ports.web, ports.operations
             );
         }
@@ -233,7 +233,11 @@ impl Demo {
         let Some(ClientError::FlowEnded { reason, .. }) = refusal.downcast_ref() else {
             return Err(refusal);
         };
-        println!("    refused      {reason}");
+        // It is long: what the notary says stands on lines of its own.
+        println!(
+            "    refused      {}",
+            reason.replace(": ", ":\n                 ")
+        );
         ensure!(
             reason.contains(&spent.to_string()),
             "the refusal does not name transaction {spent}, which has consumed the cash"
@@ -259,8 +263,10 @@ impl Demo {
                     .start_flow_with_client_id(id, IssueAndPay::NAME, arguments)
                     .await?;
                 let result = flow.result(PATIENCE).await?;
+                let at = Instant::now();
                 flow.forget().await?;
-                anyhow::Ok(serde_json::from_value::<IssuedAndPaid>(result)?)
+                let payment = serde_json::from_value::<IssuedAndPaid>(result)?;
+                anyhow::Ok((payment.paid.tx, at))
             });
         }
         let mut done = Vec::new();
@@ -290,9 +296,14 @@ impl Demo {
         println!(
             "    completed    {} payments, the last one {} after the kill",
             done.len(),
-            Took(killed.elapsed())
+            Took(
+                done.iter()
+                    .map(|(_, at)| at.saturating_duration_since(killed))
+                    .max()
+                    .unwrap_or_default()
+            )
         );
-        let mut transactions: Vec<TxId> = done.iter().map(|payment| payment.paid.tx).collect();
+        let mut transactions: Vec<TxId> = done.iter().map(|(tx, _)| *tx).collect();
         transactions.sort_unstable();
         transactions.dedup();
         self.correct &= transactions.len() == PAYMENTS;

@@ -161,16 +161,16 @@ impl fmt::Display for ScenarioReport {
             // Writing to a String cannot fail.
             let _ = write!(line, "{process} {seconds:.1}, ");
         }
-        writeln!(
+        write!(
             f,
             "  CPU s       {line}together {used:.1} in {:.1} s",
             self.seconds
         )?;
         for (index, commits) in self.commits.iter().enumerate() {
             let name = if index == 0 { "commits/s" } else { "" };
-            writeln!(
+            write!(
                 f,
-                "  {name:<10}  {:<8} {:>6.1}, {:>5.1} units each, {:>6.2} ms each",
+                "\n  {name:<10}  {:<8} {:>6.1}, {:>5.1} units each, {:>6.2} ms each",
                 commits.node, commits.per_second, commits.mean_units, commits.mean_millis
             )?;
         }
