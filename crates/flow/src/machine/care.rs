@@ -74,6 +74,7 @@ impl Machine {
             // It is running.
         } else if run.recorded {
             run.loading = true;
+            run.loads += 1;
             out.push(Action::Load { flow });
         } else {
             // Not even its stay in the hospital could be recorded: there is nothing to load.

@@ -59,7 +59,39 @@ pub struct Machine {
     timers: Timers,
     held: Held,
     strays: Strays,
+    ghosts: Ghosts,
     draining: bool,
+}
+
+/// Flows that ended while they were being read from the store once more: what was read must not
+/// bring them back.
+#[derive(Default)]
+struct Ghosts(BTreeMap<FlowId, u32>);
+
+impl Ghosts {
+    /// As reading may fail, some never come.
+    const MOST: usize = 1_000;
+
+    fn expect(&mut self, flow: FlowId, loads: u32) {
+        if loads > 0 {
+            self.0.insert(flow, loads);
+        }
+        while self.0.len() > Self::MOST {
+            self.0.pop_first();
+        }
+    }
+
+    /// Whether what was read is of a flow that has ended meanwhile.
+    fn laid(&mut self, flow: FlowId) -> bool {
+        let Some(loads) = self.0.get_mut(&flow) else {
+            return false;
+        };
+        *loads -= 1;
+        if *loads == 0 {
+            self.0.remove(&flow);
+        }
+        true
+    }
 }
 
 /// How many flows stand where, kept up to date with every change.
@@ -121,6 +153,7 @@ impl Machine {
             timers: Timers::default(),
             held: Held::default(),
             strays: Strays::default(),
+            ghosts: Ghosts::default(),
             draining: false,
         }
     }
@@ -276,7 +309,11 @@ impl Machine {
             progress,
             entries,
         } = checkpoint;
-        if let Some(known) = self.runs.get(&flow) {
+        if self.ghosts.laid(flow) {
+            return;
+        }
+        if let Some(known) = self.runs.get_mut(&flow) {
+            known.loads = known.loads.saturating_sub(1);
             // Somebody wants it to run. What was read before the flow's last step was durable, or
             // is no longer wanted, is of no use.
             let idle = known.active.is_none() && known.committing.is_none();
@@ -303,6 +340,7 @@ impl Machine {
         if let Some(known) = known {
             run.mail = known.mail;
             run.errand = known.errand;
+            run.loads = known.loads;
             // One that still cannot be read has not become healthier.
             run.ailment = known.ailment;
         }

@@ -161,8 +161,10 @@ pub(super) struct Run {
     pub(super) failures: u32,
     /// When the machine looks at the flow again.
     pub(super) timer: Option<Timestamp>,
-    /// The flow was asked for from the store.
+    /// An operator wants the flow to go on as soon as it is read from the store.
     pub(super) loading: bool,
+    /// How often it was asked for from the store without having come yet.
+    pub(super) loads: u32,
     pub(super) wish: Option<Wish>,
     pub(super) ailment: Option<Ailment>,
     pub(super) progress: Option<String>,
@@ -189,6 +191,7 @@ impl Run {
             failures: 0,
             timer: None,
             loading: false,
+            loads: 0,
             wish: None,
             ailment: None,
             progress: None,

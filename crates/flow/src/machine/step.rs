@@ -283,6 +283,7 @@ impl Machine {
         let Some(mut run) = self.expel(flow) else {
             return;
         };
+        self.ghosts.expect(flow, run.loads);
         run.set_aside();
         // What came while the end was being committed.
         let left = run.mail.into_values().flatten();
