@@ -24,7 +24,8 @@ batch!(UPDATE_FLOWS, 2, [flow: Bytes, state: Text, header: Bytes, step: Text],
                       owner = $1, generation = $2
      FROM {rows} WHERE flow_id = d.flow AND finished_at IS NULL");
 batch!(FORGET_FLOWS, 0, [flow: Bytes],
-    "DELETE FROM flows WHERE client_id IS NULL AND flow_id IN (SELECT d.flow FROM {rows})");
+    // Not `client_id IS NULL`, for which SQLite would take the index of client ids, and read every flow that has none.
+    "DELETE FROM flows WHERE COALESCE(client_id, '') = '' AND flow_id IN (SELECT d.flow FROM {rows})");
 batch!(FINISH_FLOWS, 3, [flow: Bytes, state: Text, result: Text, step: Text],
     "UPDATE flows SET status = d.state, outcome = d.result, progress = COALESCE(d.step, progress), finished_at = $1,
                       owner = $2, generation = $3

@@ -25,7 +25,9 @@ batch!(INSERT_INBOX, 1, [peer: Text, sequence: Int, envelope: Bytes],
     "INSERT INTO inbox (peer, sequence, envelope, received_at)
      SELECT d.peer, d.sequence, d.envelope, $1 FROM {rows} WHERE true");
 batch!(DELETE_INBOX, 0, [peer: Text, sequence: Int],
-    "DELETE FROM inbox WHERE (peer, sequence) IN (SELECT d.peer, d.sequence FROM {rows})");
+    // Through the table itself once more: only then SQLite looks each message up by its whole key.
+    "DELETE FROM inbox WHERE (peer, sequence) IN
+        (SELECT i.peer, i.sequence FROM {rows} JOIN inbox i ON i.peer = d.peer AND i.sequence = d.sequence)");
 batch!(NUMBER_OUTBOX, 0, [peer: Text, many: Int],
     "INSERT INTO outbox_peers (peer, epoch, last_sequence)
      SELECT d.peer, {random16}, d.many FROM {rows} WHERE true

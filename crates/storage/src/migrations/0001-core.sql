@@ -59,7 +59,7 @@ CREATE TABLE vault_states (
     consumed_by {bytes},
     PRIMARY KEY (tx_id, idx)
 );
-CREATE INDEX vault_unconsumed ON vault_states (state_type, produced_seq) WHERE status = 0;
+CREATE INDEX vault_unconsumed ON vault_states (state_type, produced_seq, idx) WHERE status = 0;
 CREATE INDEX vault_produced ON vault_states (produced_seq);
 CREATE INDEX vault_consumed ON vault_states (consumed_seq) WHERE consumed_seq IS NOT NULL;
 
