@@ -1,22 +1,40 @@
-//! What can be said about a request without looking at any state.
+//! What can be said about a request without looking at any state or at the time.
 
 use quorate_identity::Party;
 use quorate_ledger::{
-    NotarisationMessage, NotarisationPayload, NotaryError, StateRef, TimeWindow, Timestamp,
+    NotarisationMessage, NotarisationPayload, NotaryError, TimeWindow, Timestamp,
 };
 use quorate_storage::NotaryEntry;
 
 /// A request that is well-formed, complete and signed by who asks.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Checked {
-    pub(crate) entry: NotaryEntry,
+    entry: NotaryEntry,
     pub(crate) window: Option<TimeWindow>,
 }
 
 impl Checked {
+    /// How many states it is about.
     pub(crate) fn states(&self) -> usize {
         self.entry.inputs.len() + self.entry.references.len()
     }
+
+    /// The request as it stands at the time `now`.
+    pub(crate) fn entry_at(&self, now: Timestamp) -> NotaryEntry {
+        NotaryEntry {
+            within_time_window: self.window.is_none_or(|window| window.contains(now)),
+            ..self.entry.clone()
+        }
+    }
+}
+
+/// The refusal of a request that a validating notary cannot verify.
+pub(crate) fn needs_everything() -> NotaryError {
+    NotaryError::TransactionInvalid(
+        "this notary is validating and needs the whole transaction, not a tear-off; \
+         check that the network parameters say so"
+            .to_owned(),
+    )
 }
 
 /// Checks a request to the notary `me`. For a validating notary the caller has verified the
@@ -26,15 +44,10 @@ pub(crate) fn check(
     validating: bool,
     requester: &Party,
     message: &NotarisationMessage,
-    now: Timestamp,
 ) -> Result<Checked, NotaryError> {
     let payload = &message.payload;
     if validating && matches!(payload, NotarisationPayload::Filtered(_)) {
-        return Err(NotaryError::TransactionInvalid(
-            "this notary is validating and needs the whole transaction; \
-             check that the network parameters say so"
-                .to_owned(),
-        ));
+        return Err(needs_everything());
     }
     payload
         .check_complete()
@@ -56,17 +69,15 @@ pub(crate) fn check(
     request
         .verify(signature)
         .map_err(|error| NotaryError::RequestSignatureInvalid(error.to_string()))?;
-    let window = payload.time_window();
-    let refs = |states: &std::collections::BTreeSet<StateRef>| states.iter().copied().collect();
     Ok(Checked {
-        window,
+        window: payload.time_window(),
         entry: NotaryEntry {
             tx: request.tx(),
-            inputs: refs(request.inputs()),
-            references: refs(request.references()),
+            inputs: request.inputs().iter().copied().collect(),
+            references: request.references().iter().copied().collect(),
             requester: requester.name.clone(),
             request_signature: signature.signature.as_bytes().to_vec(),
-            within_time_window: window.is_none_or(|window| window.contains(now)),
+            within_time_window: false,
         },
     })
 }

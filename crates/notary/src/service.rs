@@ -1,38 +1,43 @@
 //! The notary's desk: requests in, batches out.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use prometheus::{Histogram, IntCounter, IntGauge};
-use quorate_flow::{Envelope, InboxId, Owner, SessionMessage};
+use quorate_flow::{InboxId, Owner};
 use quorate_identity::{KeyPair, Party, X500Name};
-use quorate_ledger::{
-    NotarisationAnswer, NotarisationMessage, NotaryError, Timestamp, TransactionSignature, TxId,
-    sign_batch,
-};
-use quorate_runtime::metrics::{BATCH_BUCKETS, DURATION_BUCKETS};
-use quorate_runtime::{Clock, Metrics, Tasks, tasks::chain};
+use quorate_ledger::{NotarisationAnswer, NotarisationMessage, NotaryError, Timestamp};
+use quorate_runtime::{Clock, Shutdown, Tasks, tasks::chain};
 use quorate_storage::{NotaryEntry, NotaryResult, Queued, Respond};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use crate::check::{Checked, check};
-use crate::uniqueness::{Batch, Uniqueness};
+use crate::answers::{Answers, Pending};
+use crate::check::{Checked, check, needs_everything};
+use crate::metrics::NotaryMetrics;
+use crate::queue::{Bounds, Declined, Handle, Job, Queue, ReturnAddress, queue};
+use crate::uniqueness::{Batch, Uniqueness, UniquenessError};
 
 /// Most requests in a batch (`notary.jpa.maxBatchSize`).
 pub const BATCH_SIZE: usize = 500;
 
-/// Most states in a batch (`notary.jpa.maxBatchInputStates`); one request may exceed it.
+/// Most states in a batch (`notary.jpa.maxBatchInputStates`); a request that has more by itself
+/// makes a batch alone.
 pub const BATCH_INPUT_STATES: usize = 10_000;
 
-/// Most requests that wait (`notary.jpa.maxQueueSize`); more are told to ask again.
+/// Most requests that wait (`notary.jpa.maxQueueSize`); more are told when to ask again.
 pub const QUEUE_SIZE: usize = 100_000;
 
-/// Pause before a batch is offered to the provider again that certainly was not committed.
-const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// Longest expected wait at which requests are still queued (`etaMessageThresholdSeconds`).
+pub const ETA_THRESHOLD: Duration = Duration::from_secs(30);
 
-/// What an overloaded notary asks its clients to wait, at the least.
-const LEAST_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Declined requests that are answered in one commit.
+const DECLINED_PER_BATCH: usize = 1_000;
+
+/// Pause before a batch is offered to the provider again that certainly was not committed.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
+
+/// How often such a batch is offered again (`notary.jpa.maxDBTransactionRetryCount`, and some
+/// more). After that this instance gives up, so that another one may try.
+const RETRIES: u32 = 40;
 
 /// How the notary behaves.
 #[derive(Debug, Clone)]
@@ -45,6 +50,8 @@ pub struct Options {
     pub batch_input_states: usize,
     /// See [`QUEUE_SIZE`].
     pub queue_size: usize,
+    /// See [`ETA_THRESHOLD`]. Requests that fit into the next batch are queued regardless.
+    pub eta_threshold: Duration,
 }
 
 impl Default for Options {
@@ -54,6 +61,7 @@ impl Default for Options {
             batch_size: BATCH_SIZE,
             batch_input_states: BATCH_INPUT_STATES,
             queue_size: QUEUE_SIZE,
+            eta_threshold: ETA_THRESHOLD,
         }
     }
 }
@@ -75,103 +83,6 @@ pub type Directory = Arc<dyn Fn(&X500Name) -> Option<Party> + Send + Sync>;
 /// Takes answers that are queued durably, to send them.
 pub type Sink = Arc<dyn Fn(Vec<Queued>) + Send + Sync>;
 
-/// The notary's metrics.
-#[derive(Clone)]
-pub struct NotaryMetrics {
-    commits: IntCounter,
-    conflicts: IntCounter,
-    refusals: IntCounter,
-    states: IntCounter,
-    queue: IntGauge,
-    batch_size: Histogram,
-    batch_duration: Histogram,
-}
-
-impl NotaryMetrics {
-    /// Registers them.
-    pub fn new(metrics: &Metrics) -> Self {
-        Self {
-            commits: metrics.counter(
-                "quorate_notary_commits_total",
-                "Transactions that the notary has signed.",
-            ),
-            conflicts: metrics.counter(
-                "quorate_notary_conflicts_total",
-                "Transactions refused because other transactions have consumed their states.",
-            ),
-            refusals: metrics.counter(
-                "quorate_notary_refusals_total",
-                "Requests refused for any other reason.",
-            ),
-            states: metrics.counter(
-                "quorate_notary_input_states_total",
-                "States in requests (the IPS of a notary is their rate).",
-            ),
-            queue: metrics.gauge(
-                "quorate_notary_request_queue_size",
-                "Requests that wait for a batch.",
-            ),
-            batch_size: metrics.histogram(
-                "quorate_notary_processed_batch_size",
-                "Requests per batch.",
-                BATCH_BUCKETS,
-            ),
-            batch_duration: metrics.histogram(
-                "quorate_notary_commit_seconds",
-                "Time from a batch's start to its durable decision.",
-                DURATION_BUCKETS,
-            ),
-        }
-    }
-}
-
-enum Job {
-    /// A message of a peer; the answer goes to its session.
-    Message {
-        inbox: InboxId,
-        envelope: Box<Envelope>,
-    },
-    /// A request of this node's own flow, which has verified the transaction.
-    Call {
-        requester: Party,
-        message: Box<NotarisationMessage>,
-        reply: oneshot::Sender<NotarisationAnswer>,
-    },
-}
-
-/// Speaks to the notary. Cheap to clone.
-#[derive(Clone)]
-pub struct Handle {
-    jobs: mpsc::Sender<Job>,
-}
-
-impl Handle {
-    /// Hands over a request that lies in the inbox. Waits while the queue is full.
-    pub async fn submit(&self, inbox: InboxId, envelope: Envelope) {
-        let envelope = Box::new(envelope);
-        // After the service has stopped the request waits in the inbox.
-        let _ = self.jobs.send(Job::Message { inbox, envelope }).await;
-    }
-
-    /// Commits a transaction that this node has verified. `None` if the notary is stopping or
-    /// could not decide: ask again.
-    pub async fn notarise(
-        &self,
-        requester: Party,
-        message: NotarisationMessage,
-    ) -> Option<NotarisationAnswer> {
-        let (reply, answer) = oneshot::channel();
-        let message = Box::new(message);
-        let job = Job::Call {
-            requester,
-            message,
-            reply,
-        };
-        self.jobs.send(job).await.ok()?;
-        answer.await.ok()
-    }
-}
-
 /// The notary, to be started.
 pub struct Service {
     identity: Identity,
@@ -180,21 +91,27 @@ pub struct Service {
     directory: Directory,
     clock: Clock,
     metrics: NotaryMetrics,
-    jobs: mpsc::Receiver<Job>,
-}
-
-/// Where an answer goes.
-enum Answering {
-    Session(Box<Envelope>),
-    Caller(oneshot::Sender<NotarisationAnswer>),
+    queue: Queue,
+    /// Taken from the queue, and too large for the batch that was being gathered.
+    held: Option<Entrant>,
 }
 
 /// A request with the verdict so far.
 struct Entrant {
-    verdict: Result<Checked, NotaryError>,
-    answering: Answering,
-    inbox: Option<InboxId>,
+    asked: Asked,
+    reply: Option<oneshot::Sender<NotarisationAnswer>>,
 }
+
+/// What can be asked again if the batch fails.
+#[derive(Clone)]
+struct Asked {
+    verdict: Result<Checked, NotaryError>,
+    /// The message that brought the request, and where its answer goes.
+    message: Option<(InboxId, ReturnAddress)>,
+}
+
+/// The service cannot go on.
+struct Stop;
 
 impl Service {
     /// A notary over `provider`, and the handle to it.
@@ -206,7 +123,12 @@ impl Service {
         clock: Clock,
         metrics: NotaryMetrics,
     ) -> (Self, Handle) {
-        let (sender, jobs) = mpsc::channel(options.queue_size.max(1));
+        let bounds = Bounds {
+            requests: options.queue_size,
+            batch: options.batch_size,
+            eta: options.eta_threshold,
+        };
+        let (handle, queue) = queue(bounds, &metrics);
         let service = Self {
             identity,
             options,
@@ -214,9 +136,10 @@ impl Service {
             directory,
             clock,
             metrics,
-            jobs,
+            queue,
+            held: None,
         };
-        (service, Handle { jobs: sender })
+        (service, handle)
     }
 
     /// Works until shutdown is requested or the provider fails for good; the latter ends the
@@ -226,39 +149,67 @@ impl Service {
         tasks.spawn_essential("notary", async move { self.run(shutdown, sink).await });
     }
 
-    async fn run(mut self, shutdown: quorate_runtime::Shutdown, sink: Sink) {
+    async fn run(mut self, shutdown: Shutdown, sink: Sink) {
         loop {
-            let first = tokio::select! {
-                biased;
-                () = shutdown.requested() => return,
-                job = self.jobs.recv() => job,
-            };
-            let Some(first) = first else {
-                return;
-            };
-            let mut entrants = VecDeque::from([self.enter(first)]);
-            let mut states = entrants[0].states();
-            while entrants.len() < self.options.batch_size
-                && states < self.options.batch_input_states
-            {
-                match self.jobs.try_recv() {
-                    Ok(job) => {
-                        let entrant = self.enter(job);
-                        states += entrant.states();
-                        entrants.push_back(entrant);
-                    }
-                    Err(_) => break,
+            let (mut entrants, mut declined) = (Vec::new(), Vec::new());
+            if self.held.is_none() {
+                tokio::select! {
+                    biased;
+                    () = shutdown.requested() => return,
+                    job = self.queue.jobs.recv() => match job {
+                        Some(job) => self.held = Some(self.enter(job)),
+                        None => return,
+                    },
+                    Some(one) = self.queue.declined.recv() => declined.push(one),
                 }
             }
-            self.metrics.queue.set(self.jobs.len() as i64);
-            self.metrics.batch_size.observe(entrants.len() as f64);
-            self.metrics.states.inc_by(states as u64);
-            let timer = self.metrics.batch_duration.start_timer();
-            if !self.decide(entrants.into(), &shutdown, &sink).await {
+            let began = Instant::now();
+            let full = self.gather(&mut entrants);
+            while declined.len() < DECLINED_PER_BATCH
+                && let Ok(one) = self.queue.declined.try_recv()
+            {
+                declined.push(one);
+            }
+            self.queue.show();
+            let requests = entrants.len();
+            if requests > 0 {
+                self.metrics.batch_size.observe(requests as f64);
+            }
+            entrants.extend(declined.into_iter().map(Entrant::from));
+            if self.decide(entrants, &shutdown, &sink).await.is_err() {
                 return;
             }
-            timer.observe_duration();
+            if requests > 0 {
+                let took = began.elapsed();
+                self.metrics.batch_duration.observe(took.as_secs_f64());
+                self.queue.observe(requests, full, took);
+            }
         }
+    }
+
+    /// Takes from the queue what makes a batch; whether there was no room for more.
+    fn gather(&mut self, entrants: &mut Vec<Entrant>) -> bool {
+        let mut states = 0;
+        let full = loop {
+            if entrants.len() >= self.options.batch_size {
+                break true;
+            }
+            let next = match self.held.take() {
+                Some(held) => held,
+                None => match self.queue.jobs.try_recv() {
+                    Ok(job) => self.enter(job),
+                    Err(_) => break false,
+                },
+            };
+            if !entrants.is_empty() && states + next.states() > self.options.batch_input_states {
+                self.held = Some(next);
+                break true;
+            }
+            states += next.states();
+            entrants.push(next);
+        };
+        self.metrics.states.inc_by(states as u64);
+        full
     }
 
     /// Reads and checks a request.
@@ -269,29 +220,39 @@ impl Service {
                 message,
                 reply,
             } => Entrant {
-                verdict: self.check(&requester, &message),
-                answering: Answering::Caller(reply),
-                inbox: None,
+                asked: Asked {
+                    verdict: self.check(&requester, &message),
+                    message: None,
+                },
+                reply: Some(reply),
             },
-            Job::Message { inbox, envelope } => Entrant {
-                verdict: self.read(&envelope),
-                answering: Answering::Session(envelope),
-                inbox: Some(inbox),
+            Job::Message {
+                inbox,
+                to,
+                request,
+                // The bytes are gone when this returns.
+                place: _place,
+            } => Entrant {
+                asked: Asked {
+                    verdict: self.read(&to.peer, request.as_deref()),
+                    message: Some((inbox, to)),
+                },
+                reply: None,
             },
         }
     }
 
-    fn read(&self, envelope: &Envelope) -> Result<Checked, NotaryError> {
-        let SessionMessage::Initiate {
-            first: Some(bytes), ..
-        } = &envelope.body
-        else {
+    /// A request that has come without a flow: nobody has verified its transaction.
+    fn read(&self, sender: &X500Name, request: Option<&[u8]>) -> Result<Checked, NotaryError> {
+        let Some(bytes) = request else {
             return Err(NotaryError::General("the request is empty".to_owned()));
         };
-        let requester = (self.directory)(&envelope.sender).ok_or_else(|| {
+        if self.options.validating {
+            return Err(needs_everything());
+        }
+        let requester = (self.directory)(sender).ok_or_else(|| {
             NotaryError::General(format!(
-                "{} is not in the notary's network map; send its node info to the notary",
-                envelope.sender
+                "{sender} is not in the notary's network map; send its node info to the notary"
             ))
         })?;
         let message = NotarisationMessage::decode(bytes)
@@ -305,181 +266,185 @@ impl Service {
         message: &NotarisationMessage,
     ) -> Result<Checked, NotaryError> {
         let me = &self.identity.party;
-        check(me, self.options.validating, requester, message, self.now())
+        check(me, self.options.validating, requester, message)
     }
 
     fn now(&self) -> Timestamp {
         Timestamp::from_micros(self.clock.now_micros())
     }
 
-    /// Has a batch decided and answered. `false`: the service must end.
+    /// Has requests decided and answered: together, or one by one if the store refuses them
+    /// together, so that one that it cannot take harms only itself.
     async fn decide(
         &self,
         entrants: Vec<Entrant>,
-        shutdown: &quorate_runtime::Shutdown,
+        shutdown: &Shutdown,
         sink: &Sink,
-    ) -> bool {
-        let mut entries: Vec<NotaryEntry> = Vec::new();
-        let mut consumed = Vec::new();
-        let mut sessions = Vec::with_capacity(entrants.len());
-        let mut callers = Vec::new();
-        for entrant in entrants {
-            consumed.extend(entrant.inbox);
-            let pending = match entrant.verdict {
-                Ok(checked) => {
-                    let window = checked.window;
-                    entries.push(checked.entry);
-                    Pending::Entry(entries.len() - 1, window)
-                }
-                Err(error) => Pending::Refused(error),
+    ) -> Result<(), Stop> {
+        let (asked, mut replies): (Vec<_>, Vec<_>) = entrants
+            .into_iter()
+            .map(|entrant| (entrant.asked, entrant.reply))
+            .unzip();
+        let Err(refused) = self
+            .decide_all(&asked, &mut replies, shutdown, sink)
+            .await?
+        else {
+            return Ok(());
+        };
+        tracing::error!(
+            error = %chain(&refused),
+            requests = asked.len(),
+            "the store refused a batch of the notary; its requests are decided one by one"
+        );
+        for (mut one, mut reply) in asked.into_iter().zip(replies) {
+            let (one, reply) = (
+                std::slice::from_mut(&mut one),
+                std::slice::from_mut(&mut reply),
+            );
+            let Err(refused) = self.decide_all(one, reply, shutdown, sink).await? else {
+                continue;
             };
-            match entrant.answering {
-                Answering::Session(envelope) => sessions.push((*envelope, pending)),
-                Answering::Caller(reply) => callers.push((reply, pending)),
+            let reason = chain(&refused);
+            one[0].verdict = Err(NotaryError::General(format!(
+                "the notary's database refused the request: {reason}"
+            )));
+            if self.decide_all(one, reply, shutdown, sink).await?.is_err() {
+                let message = one[0].message.as_ref().map(|(inbox, _)| inbox);
+                tracing::error!(
+                    reason,
+                    ?message,
+                    "a request to the notary can be neither decided nor refused; it stays in the inbox"
+                );
             }
         }
-        let answers = Answers {
+        Ok(())
+    }
+
+    /// Has requests decided and answered in one commit. The inner error: the store refused them.
+    async fn decide_all(
+        &self,
+        asked: &[Asked],
+        replies: &mut [Option<oneshot::Sender<NotarisationAnswer>>],
+        shutdown: &Shutdown,
+        sink: &Sink,
+    ) -> Result<Result<(), UniquenessError>, Stop> {
+        let now = self.now();
+        let mut entries: Vec<NotaryEntry> = Vec::new();
+        let mut about = Vec::new();
+        let mut consumed = Vec::new();
+        let mut sessions = Vec::new();
+        let mut callers = Vec::new();
+        for (index, Asked { verdict, message }) in asked.iter().enumerate() {
+            let pending = match verdict {
+                Ok(checked) => {
+                    let entry = checked.entry_at(now);
+                    about.push((entry.tx, checked.window));
+                    entries.push(entry);
+                    Pending::Entry(entries.len() - 1)
+                }
+                Err(error) => Pending::Refused(error.clone()),
+            };
+            match message {
+                Some((inbox, to)) => {
+                    consumed.push(inbox.clone());
+                    sessions.push((to.clone(), pending));
+                }
+                None => callers.push((index, pending)),
+            }
+        }
+        let answers = Arc::new(Answers {
             identity: self.identity.clone(),
-            txs: entries.iter().map(|entry| entry.tx).collect(),
-            now: self.now(),
-        };
-        let answers = Arc::new(answers);
+            entries: about,
+            sessions,
+            now,
+            metrics: self.metrics.clone(),
+        });
         let respond: Respond = {
             let answers = Arc::clone(&answers);
-            Arc::new(move |results| answers.envelopes(results, &sessions))
+            Arc::new(move |results| answers.envelopes(results))
         };
-        let (results, queued) = loop {
-            let batch = Batch {
-                entries: entries.clone(),
-                consumed: consumed.clone(),
-                respond: Arc::clone(&respond),
-            };
-            match self.provider.commit(batch).await {
-                Ok(decided) => break decided,
-                Err(error) if error.transient && !shutdown.is_requested() => {
-                    tracing::warn!(error = %chain(&error), "the notary tries its batch again");
-                    tokio::time::sleep(RETRY_PAUSE).await;
-                }
-                Err(error) => {
-                    // The requests stay in the inbox for whoever starts next.
-                    tracing::error!(error = %chain(&error), "the notary stops");
-                    return false;
-                }
-            }
+        let batch = || Batch {
+            entries: entries.clone(),
+            consumed: consumed.clone(),
+            respond: Arc::clone(&respond),
+        };
+        let (results, queued) = match self.commit(batch, shutdown).await? {
+            Ok(decided) => decided,
+            Err(refused) => return Ok(Err(refused)),
         };
         sink(queued);
-        for result in &results {
+        self.count(asked, &results);
+        if !callers.is_empty() {
+            let signed = answers.signatures(&results);
+            for (index, pending) in callers {
+                if let Some(reply) = replies[index].take() {
+                    // The flow may have been killed meanwhile.
+                    let _ = reply.send(answers.answer(&pending, &results, &signed));
+                }
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Offers a batch to the provider until it is certain what became of it.
+    async fn commit(
+        &self,
+        batch: impl Fn() -> Batch,
+        shutdown: &Shutdown,
+    ) -> Result<Result<(Vec<NotaryResult>, Vec<Queued>), UniquenessError>, Stop> {
+        let mut attempt = 0;
+        loop {
+            let error = match self.provider.commit(batch()).await {
+                Ok(decided) => return Ok(Ok(decided)),
+                Err(error) if error.is_refusal() => return Ok(Err(error)),
+                Err(error) => error,
+            };
+            if !error.transient || attempt == RETRIES || shutdown.is_requested() {
+                // The requests stay in the inbox for whoever starts next.
+                tracing::error!(error = %chain(&error), "the notary stops");
+                return Err(Stop);
+            }
+            attempt += 1;
+            self.metrics.retries.inc();
+            tracing::warn!(attempt, error = %chain(&error), "the notary tries its batch again");
+            tokio::select! {
+                () = shutdown.requested() => {}
+                () = tokio::time::sleep(RETRY_PAUSE) => {}
+            }
+        }
+    }
+
+    fn count(&self, asked: &[Asked], results: &[NotaryResult]) {
+        for result in results {
             match result {
                 NotaryResult::Committed => self.metrics.commits.inc(),
                 NotaryResult::Conflict(_) => self.metrics.conflicts.inc(),
                 NotaryResult::OutsideTimeWindow => self.metrics.refusals.inc(),
             }
         }
-        if !callers.is_empty() {
-            let signed = answers.signatures(&results);
-            for (reply, pending) in callers {
-                let _ = reply.send(answers.answer(&pending, &results, &signed));
-            }
-        }
-        true
+        // Those for whom there is no room are counted where they are declined.
+        let refused = asked.iter().filter(|asked| {
+            matches!(&asked.verdict, Err(error) if !matches!(error, NotaryError::Overloaded { .. }))
+        });
+        self.metrics.refusals.inc_by(refused.count() as u64);
     }
 }
 
 impl Entrant {
     fn states(&self) -> usize {
-        self.verdict.as_ref().map_or(0, Checked::states)
+        self.asked.verdict.as_ref().map_or(0, Checked::states)
     }
 }
 
-enum Pending {
-    Entry(usize, Option<quorate_ledger::TimeWindow>),
-    Refused(NotaryError),
-}
-
-/// Turns decisions into signed answers.
-struct Answers {
-    identity: Identity,
-    txs: Vec<TxId>,
-    now: Timestamp,
-}
-
-impl Answers {
-    /// One signature over the Merkle root of everything that was committed.
-    fn signatures(&self, results: &[NotaryResult]) -> BTreeMap<TxId, TransactionSignature> {
-        let mut committed: Vec<TxId> = self
-            .txs
-            .iter()
-            .zip(results)
-            .filter(|(_, result)| matches!(result, NotaryResult::Committed))
-            .map(|(tx, _)| *tx)
-            .collect();
-        committed.sort_unstable();
-        committed.dedup();
-        let signatures = sign_batch(&self.identity.key, &committed);
-        committed.into_iter().zip(signatures).collect()
-    }
-
-    fn answer(
-        &self,
-        pending: &Pending,
-        results: &[NotaryResult],
-        signed: &BTreeMap<TxId, TransactionSignature>,
-    ) -> NotarisationAnswer {
-        let refused = NotarisationAnswer::Refused;
-        let (index, window) = match pending {
-            Pending::Refused(error) => return refused(error.clone()),
-            Pending::Entry(index, window) => (*index, *window),
-        };
-        let (Some(tx), Some(result)) = (self.txs.get(index), results.get(index)) else {
-            return refused(NotaryError::General(
-                "the request was not decided".to_owned(),
-            ));
-        };
-        match (result, window) {
-            (NotaryResult::Committed, _) => match signed.get(tx) {
-                Some(signature) => NotarisationAnswer::Signed(vec![signature.clone()]),
-                None => refused(NotaryError::Overloaded {
-                    retry_after_millis: LEAST_RETRY_AFTER.as_millis() as u64,
-                }),
+impl From<Declined> for Entrant {
+    fn from(declined: Declined) -> Self {
+        let Declined { inbox, to, answer } = declined;
+        Self {
+            asked: Asked {
+                verdict: Err(answer),
+                message: Some((inbox, to)),
             },
-            (NotaryResult::Conflict(consumed), _) => refused(NotaryError::Conflict {
-                tx: *tx,
-                consumed: consumed.clone(),
-            }),
-            (NotaryResult::OutsideTimeWindow, Some(window)) => {
-                refused(NotaryError::TimeWindowInvalid {
-                    window,
-                    now: self.now,
-                })
-            }
-            (NotaryResult::OutsideTimeWindow, None) => refused(NotaryError::General(
-                "the request has no time window, and was judged by one".to_owned(),
-            )),
+            reply: None,
         }
-    }
-
-    fn envelopes(
-        &self,
-        results: &[NotaryResult],
-        sessions: &[(Envelope, Pending)],
-    ) -> Vec<Envelope> {
-        let signed = self.signatures(results);
-        sessions
-            .iter()
-            .map(|(request, pending)| {
-                let payload = self.answer(pending, results, &signed).encode();
-                Envelope::new(
-                    self.identity.party.name.clone(),
-                    request.sender.clone(),
-                    (request.session, false),
-                    0,
-                    self.identity.owner.clone(),
-                    SessionMessage::Data {
-                        payload,
-                        last: true,
-                    },
-                )
-            })
-            .collect()
     }
 }

@@ -29,6 +29,14 @@ pub struct UniquenessError {
     pub transient: bool,
 }
 
+impl UniquenessError {
+    /// Whether something in the batch contradicts what is stored: offering it again is
+    /// pointless, and other batches are not concerned.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self.source, CommitError::Refused(_))
+    }
+}
+
 /// Decides batches: each request's inputs become spent, all or none, and only if no other
 /// transaction has spent them; a transaction that was committed before is confirmed. When the
 /// returned future resolves, decisions and answers are durable.

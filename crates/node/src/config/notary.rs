@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use quorate_identity::X500Name;
-use quorate_notary::{BATCH_INPUT_STATES, BATCH_SIZE, Options, QUEUE_SIZE};
+use quorate_notary::{BATCH_INPUT_STATES, BATCH_SIZE, ETA_THRESHOLD, Options, QUEUE_SIZE};
 use quorate_runtime::config::Section;
 
 /// The notary of this node.
@@ -13,7 +13,7 @@ pub struct NotaryConfiguration {
     pub validating: bool,
     /// The name that transactions carry, if it is not the node's own: the name of a cluster.
     pub service_legal_name: Option<X500Name>,
-    /// When the expected wait is longer than this, clients are told to expect it.
+    /// When the expected wait is longer than this, clients are told when to ask again.
     pub eta_message_threshold: Duration,
     /// Requests in one batch.
     pub batch_size: usize,
@@ -31,6 +31,7 @@ impl NotaryConfiguration {
             batch_size: self.batch_size,
             batch_input_states: self.batch_input_states,
             queue_size: self.queue_size,
+            eta_threshold: self.eta_message_threshold,
         }
     }
 }
@@ -61,7 +62,7 @@ pub(super) fn decode(
     let eta_message_threshold = section.duration_or(
         "etaMessageThresholdSeconds",
         "seconds",
-        Duration::from_secs(30),
+        ETA_THRESHOLD,
         Duration::ZERO..=Duration::from_secs(86_400),
     );
 
