@@ -5,9 +5,14 @@
 //! batch is written to the inbox in one commit, and only then accepted and passed on, to the
 //! flows or, on a notary, to the notary service. Messages to ourselves take the same way without
 //! a connection.
+//!
+//! Each message is passed on once in the post's life. So nothing may be received, from ourselves
+//! neither, before the inbox has been taken up; and if it is not known whether a batch was written,
+//! this instance must stop: repeated, it would count as received, and nobody would read it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use quorate_flow::{Envelope, InboxId, SessionMessage, standard};
@@ -16,9 +21,9 @@ use quorate_messaging::{
     Epoch, Handle, Inbound, Incoming, OutboundQueue, Outgoing, PeerStatus, QueueError, Refusal,
 };
 use quorate_notary::Handle as Desk;
-use quorate_runtime::Tasks;
 use quorate_runtime::tasks::chain;
-use quorate_storage::{Queued, Received, Reception, Store, UnitOfWork, Writer};
+use quorate_runtime::{Shutdown, Tasks};
+use quorate_storage::{CommitError, Queued, Received, Reception, Store, UnitOfWork, Writer};
 use tokio::sync::{mpsc, watch};
 
 use crate::driver::Flows;
@@ -35,6 +40,9 @@ const INBOX_PAGE: u32 = 1_000;
 
 /// Messages to ourselves that are moved in one commit.
 const LOOPBACK_BATCH: usize = 256;
+
+/// Pause before messages to ourselves are tried again.
+const LOOPBACK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -54,6 +62,8 @@ struct Inner {
     messaging: RwLock<Option<Handle>>,
     tails: Mutex<BTreeMap<X500Name, Tail>>,
     loopback: mpsc::Sender<()>,
+    /// Of everything that only the holder of the lease runs.
+    shutdown: Shutdown,
 }
 
 /// The newest messages of one peer's queue, without gaps from the first one that is kept.
@@ -76,6 +86,7 @@ impl Post {
         tasks: &Tasks,
     ) -> Self {
         let (loopback, wake) = mpsc::channel(1);
+        let shutdown = tasks.shutdown().clone();
         let post = Self {
             inner: Arc::new(Inner {
                 store,
@@ -87,10 +98,10 @@ impl Post {
                 messaging: RwLock::new(None),
                 tails: Mutex::new(BTreeMap::new()),
                 loopback,
+                shutdown: shutdown.clone(),
             }),
         };
         let worker = post.clone();
-        let shutdown = tasks.shutdown().clone();
         tasks.spawn("messages to ourselves", async move {
             tokio::select! {
                 () = shutdown.requested() => {}
@@ -100,10 +111,12 @@ impl Post {
         post
     }
 
-    /// From now on messages leave through `messaging`; those that wait in the store too.
+    /// From now on messages leave through `messaging`, those to ourselves too; and those that wait
+    /// in the store. To be called when the inbox has been taken up.
     pub(crate) async fn open(&self, messaging: Handle) -> Result<(), quorate_storage::Error> {
-        let waiting = self.inner.store.outbox_peers().await?;
+        // First of all, so that a message is either seen in the store or wakes its bridge.
         *self.messaging_slot() = Some(messaging);
+        let waiting = self.inner.store.outbox_peers().await?;
         for queue in waiting.into_iter().filter(|queue| queue.waiting > 0) {
             self.wake(&queue.peer);
         }
@@ -174,10 +187,14 @@ impl Post {
     }
 
     fn wake(&self, peer: &X500Name) {
+        let Some(messaging) = self.messaging() else {
+            // It waits in the store until the post is opened.
+            return;
+        };
         if self.inner.own.contains(peer) {
             // One wake-up in the channel is enough.
             let _ = self.inner.loopback.try_send(());
-        } else if let Some(messaging) = self.messaging() {
+        } else {
             messaging.notify(peer);
         }
     }
@@ -209,10 +226,19 @@ impl Post {
         received: Vec<Received>,
         envelopes: Vec<Envelope>,
         settled: Option<(X500Name, u64)>,
-    ) -> Result<(), quorate_storage::CommitError> {
+    ) -> Result<(), CommitError> {
         let mut unit = UnitOfWork::receive(received);
         unit.settled.extend(settled);
-        let committed = self.inner.writer.commit(unit).await?;
+        let committed = match self.inner.writer.commit(unit).await {
+            Err(error @ CommitError::Unknown(_)) => {
+                self.inner.shutdown.request(format!(
+                    "this instance does not know which messages it has received: {}",
+                    chain(&error)
+                ));
+                return Err(error);
+            }
+            outcome => outcome?,
+        };
         let new = committed
             .received
             .into_iter()
@@ -229,9 +255,9 @@ impl Post {
     async fn move_own_messages(self, mut wake: mpsc::Receiver<()>) {
         while wake.recv().await.is_some() {
             for own in &self.inner.own {
-                if let Err(error) = self.move_queue_of(own).await {
+                while let Err(error) = self.move_queue_of(own).await {
                     tracing::warn!(error, "messages to ourselves wait");
-                    // They are moved with the next one.
+                    tokio::time::sleep(LOOPBACK_PAUSE).await;
                 }
             }
         }
@@ -250,8 +276,7 @@ impl Post {
             let mut received = Vec::with_capacity(batch.len());
             let mut envelopes = Vec::with_capacity(batch.len());
             for message in batch {
-                let envelope =
-                    Envelope::decode(&message.body).map_err(|error| chain(&error))?;
+                let envelope = Envelope::decode(&message.body).map_err(|error| chain(&error))?;
                 envelopes.push(envelope);
                 received.push(Received {
                     peer: own.clone(),
@@ -316,7 +341,8 @@ impl Tail {
         }
     }
 
-    /// Consecutive messages after `after`, if they are all here.
+    /// Consecutive messages after `after`; `None` if the store must be asked: the first of them is
+    /// not here, or one is missing before others that are.
     fn after(&self, after: u64, limit: usize) -> Option<(Epoch, Vec<Outgoing>)> {
         let mut expected = after + 1;
         let found: Vec<Outgoing> = self
@@ -333,7 +359,13 @@ impl Tail {
                 body: Arc::clone(body),
             })
             .collect();
-        (!found.is_empty()).then_some((self.epoch, found))
+        let complete = found.len() == limit || found.last()?.sequence == self.last()?;
+        complete.then_some((self.epoch, found))
+    }
+
+    fn last(&self) -> Option<u64> {
+        let (sequence, _) = self.messages.last_key_value()?;
+        Some(*sequence)
     }
 
     fn forget(&mut self, up_to: u64) {
@@ -401,7 +433,7 @@ impl Inbound for Post {
             self.receive(received, envelopes, None)
                 .await
                 .map_err(|error| match error {
-                    quorate_storage::CommitError::Refused(_) => Refusal::permanent(chain(&error)),
+                    CommitError::Refused(_) => Refusal::permanent(chain(&error)),
                     // What is wrong with our database is not the peer's business.
                     _ => {
                         tracing::warn!(peer = %from, error = %chain(&error), "messages were not taken; they come again");
@@ -441,4 +473,59 @@ fn is_notarisation(envelope: &Envelope) -> bool {
             &envelope.body,
             SessionMessage::Initiate { flow, first: Some(_), .. } if flow == standard::NOTARISE
         )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EPOCH: Epoch = [7; 16];
+
+    fn tail(sequences: &[u64]) -> Tail {
+        let mut tail = Tail::default();
+        for sequence in sequences {
+            tail.push(EPOCH, *sequence, Arc::from([0; 8].as_slice()));
+        }
+        tail
+    }
+
+    fn after(tail: &Tail, after: u64, limit: usize) -> Option<Vec<u64>> {
+        let (epoch, messages) = tail.after(after, limit)?;
+        assert_eq!(epoch, EPOCH);
+        Some(messages.iter().map(|message| message.sequence).collect())
+    }
+
+    #[test]
+    fn a_tail_answers_for_the_store_only_where_it_is_whole() {
+        // Commits are heard of in any order.
+        let whole = tail(&[5, 4, 6]);
+        assert_eq!(after(&whole, 3, 10), Some(vec![4, 5, 6]));
+        assert_eq!(after(&whole, 3, 2), Some(vec![4, 5]));
+        assert_eq!(after(&whole, 6, 10), None);
+        assert_eq!(after(&whole, 2, 10), None, "3 may lie in the store");
+        // A short answer says that the queue is empty behind it: nobody would fetch 5.
+        let gap = tail(&[4, 6]);
+        assert_eq!(after(&gap, 3, 10), None);
+        assert_eq!(after(&gap, 3, 1), Some(vec![4]));
+        assert_eq!(after(&gap, 5, 10), Some(vec![6]));
+    }
+
+    #[test]
+    fn a_tail_keeps_the_newest_and_forgets_what_was_accepted() {
+        let limit = MAX_TAIL as u64;
+        let mut full = tail(&(1..=limit + 3).collect::<Vec<_>>());
+        assert_eq!(full.messages.len(), MAX_TAIL);
+        assert_eq!(
+            after(&full, 0, 10),
+            None,
+            "the oldest are in the store only"
+        );
+        assert_eq!(after(&full, 3, 2), Some(vec![4, 5]));
+        full.forget(limit + 2);
+        assert_eq!(after(&full, limit + 2, 10), Some(vec![limit + 3]));
+        assert_eq!(full.bytes, 8);
+        // A queue that counts anew has nothing to do with the former one.
+        full.push([8; 16], 1, Arc::from([0; 8].as_slice()));
+        assert_eq!(full.messages.len(), 1);
+    }
 }
