@@ -23,7 +23,7 @@ use crate::oracle::Tally;
 use crate::world::World;
 
 /// Runs that every build makes.
-const SEEDS: u64 = 4_000;
+const SEEDS: u64 = 6_000;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;

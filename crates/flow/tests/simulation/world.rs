@@ -29,6 +29,12 @@ const NODES: usize = 3;
 /// After so many events a run that does not become quiet is not going to.
 const MAX_EVENTS: u64 = 300_000;
 
+/// How often operators look after stopped flows when faults have ceased.
+const ROUNDS: i64 = 8;
+
+/// The reason of every fault.
+const WILL_OF_THE_SEED: &str = "as the seed will have it";
+
 /// How much goes wrong, in thousandths.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Faults {
@@ -67,6 +73,7 @@ enum Ev {
     Order(usize),
     Drain(usize, bool),
     Calm,
+    Round,
 }
 
 /// A node in one of its lives: what a former life had begun is void.
@@ -215,6 +222,9 @@ impl World {
     /// Runs until nothing is left to happen; faults cease half-way.
     pub(crate) fn run(&mut self) {
         self.plan(6_000_000, Ev::Calm);
+        for round in 1..=ROUNDS {
+            self.plan(6_000_000 + round * 1_000_000, Ev::Round);
+        }
         for _ in 0..self.rng.below(12) {
             let wait = self.rng.between(0, 5_000_000);
             let node = self.rng.below(NODES as u64) as usize;
@@ -228,21 +238,19 @@ impl World {
             self.plan(until, Ev::Drain(node, false));
         }
         self.exhaust();
-        // Operators let go on whatever is left.
-        for _ in 0..3 {
-            for node in 0..NODES {
-                let views = self.nodes[node].machine.iter().flat_map(Machine::views);
-                let stopped: Vec<FlowId> = views
-                    .filter(|view| {
-                        matches!(view.status, FlowStatus::Paused | FlowStatus::Hospitalised)
-                    })
-                    .map(|view| view.flow)
-                    .collect();
-                for flow in stopped {
-                    self.feed(node, Event::Retry { flow });
-                }
+    }
+
+    /// Operators let go on whatever is stopped.
+    fn round(&mut self) {
+        for node in 0..NODES {
+            let views = self.nodes[node].machine.iter().flat_map(Machine::views);
+            let stopped: Vec<FlowId> = views
+                .filter(|view| matches!(view.status, FlowStatus::Paused | FlowStatus::Hospitalised))
+                .map(|view| view.flow)
+                .collect();
+            for flow in stopped {
+                self.feed(node, Event::Retry { flow });
             }
-            self.exhaust();
         }
     }
 
@@ -342,6 +350,7 @@ impl World {
                 }
             }
             Ev::Calm => self.calm = true,
+            Ev::Round => self.round(),
             // Void: begun in a former life.
             Ev::Apply(..)
             | Ev::Fed(..)
@@ -439,7 +448,10 @@ impl World {
             self.say(node, || brief(&format!("  -> {action:?}")));
             let wait = self.rng.between(50, 4_000);
             match action {
-                Action::Commit(step) => self.plan(wait, Ev::Apply(life, step)),
+                Action::Commit(step) => {
+                    self.examine(node, &step);
+                    self.plan(wait, Ev::Apply(life, step));
+                }
                 Action::Discard { inbox, reply } => {
                     self.plan(wait, Ev::Discard(life, inbox, reply));
                 }
@@ -460,6 +472,22 @@ impl World {
         }
     }
 
+    /// Nothing brings a flow into the hospital but what the seed has sent.
+    fn examine(&self, node: usize, step: &StepCommit) {
+        if step.status == FlowStatus::Hospitalised {
+            let view = self.nodes[node]
+                .machine
+                .as_ref()
+                .and_then(|m| m.view(step.flow));
+            let ailment = view.and_then(|view| view.ailment).unwrap_or_default();
+            assert!(
+                ailment.contains(WILL_OF_THE_SEED),
+                "flow {} is ill: {ailment}",
+                step.flow
+            );
+        }
+    }
+
     fn apply(&mut self, node: usize, step: &StepCommit) {
         let flow = step.flow;
         if self.crashes(node, "before commit") {
@@ -468,7 +496,7 @@ impl World {
         let life = self.life(node);
         let refuse = self.faults.refuse;
         let refused = if self.chance(refuse) {
-            Some("as the seed will have it".to_owned())
+            Some(WILL_OF_THE_SEED.to_owned())
         } else {
             let notary_node = self.notary_node;
             let served = |name: &X500Name| served_by(name, notary_node);
@@ -511,7 +539,7 @@ impl World {
     fn perform(&mut self, node: usize, flow: FlowId, sequence: u32, request: &HostRequest) {
         let transient = self.faults.transient;
         let result = if self.chance(transient) {
-            Err(HostError::Transient("as the seed will have it".to_owned()))
+            Err(HostError::Transient(WILL_OF_THE_SEED.to_owned()))
         } else {
             host::answer(
                 node,
