@@ -30,6 +30,9 @@ const CORE_VERSIONS: [(&str, &str); 1] = [(
     include_str!("migrations/0001-core.sql"),
 )];
 
+#[cfg(test)]
+pub(crate) const CORE_TABLES_SQL: &str = CORE_VERSIONS[0].1;
+
 /// Tables that no application may have.
 pub(crate) const CORE_TABLES: [&str; 20] = [
     "attachments",

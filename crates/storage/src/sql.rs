@@ -217,8 +217,20 @@ impl Batch {
             }
             rows.push(')');
         }
-        rows.push_str(")) AS d");
+        // The limit is what tells SQLite how few rows these are. Without it, it takes the other table first and reads it
+        // from end to end.
+        rows.push_str(&format!(") LIMIT {count}) AS d"));
         Engine::Sqlite.text(&self.sql.replace("{rows}", &rows))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn explained(&self, engine: Engine, count: usize) -> SqlStr {
+        let text = if engine == Engine::Postgres {
+            self.postgres()
+        } else {
+            self.sqlite(count)
+        };
+        AssertSqlSafe(format!("EXPLAIN QUERY PLAN {text}")).into_sql_str()
     }
 
     /// The expanded text, made once per statement and number of rows.

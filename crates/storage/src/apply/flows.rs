@@ -305,3 +305,18 @@ async fn remove_client_ids(
     }
     Ok(())
 }
+
+/// Every statement of this chapter, for the test that looks at how the engine finds their rows.
+#[cfg(test)]
+pub(super) fn statements() -> Vec<&'static crate::sql::Batch> {
+    vec![
+        &*INSERT_FLOWS,
+        &*UPDATE_FLOWS,
+        &*FORGET_FLOWS,
+        &*FINISH_FLOWS,
+        &*INSERT_JOURNAL,
+        &*DELETE_JOURNAL,
+        &*DELETE_LOCKS,
+        &*REMOVE_CLIENT_IDS,
+    ]
+}

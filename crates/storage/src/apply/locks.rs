@@ -392,3 +392,9 @@ impl<'a> Shelf<'a> {
         Ok(Ok(chosen))
     }
 }
+
+/// Every statement of this chapter, for the test that looks at how the engine finds their rows.
+#[cfg(test)]
+pub(super) fn statements() -> Vec<&'static crate::sql::Batch> {
+    vec![&*READ_FLOWS, &*READ_LOCKS, &*WRITE_LOCKS]
+}

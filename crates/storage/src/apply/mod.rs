@@ -132,3 +132,52 @@ async fn settings(batch: &mut Batch<'_>, units: &[Arc<Prepared>]) -> Result<(), 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sql::Engine;
+    use sqlx::ConnectOptions;
+
+    /// A database transaction must take as long in a full database as in an empty one. SQLite decides by guessing how
+    /// many rows there are, and guesses differently from release to release.
+    #[tokio::test]
+    async fn no_statement_reads_a_table_from_end_to_end() {
+        let options = sqlx::sqlite::SqliteConnectOptions::new().in_memory(true);
+        let mut connection = Connection::from(options.connect().await.unwrap());
+        connection
+            .script(crate::migrate::CORE_TABLES_SQL)
+            .await
+            .unwrap();
+        let mut statements = vec![&*STORE_ATTACHMENTS];
+        for chapter in [
+            flows::statements,
+            locks::statements,
+            notary::statements,
+            queues::statements,
+            recordings::statements,
+        ] {
+            statements.extend(chapter());
+        }
+        for statement in statements {
+            for rows in [1, 4, 16, 256] {
+                let explain = statement.explained(Engine::Sqlite, rows);
+                for line in connection.fetch_text(explain, values![]).await.unwrap() {
+                    let line = line.text(3).unwrap();
+                    let given = [
+                        "SCAN d",
+                        "SCAN CONSTANT ROW",
+                        "SCAN (subquery",
+                        &format!("SCAN {rows}"),
+                    ];
+                    let reads_all = line.starts_with("SCAN")
+                        && !given.iter().any(|given| line.starts_with(given));
+                    assert!(
+                        !reads_all && !line.contains("AUTOMATIC"),
+                        "{line} with {rows} rows in {statement:?}"
+                    );
+                }
+            }
+        }
+    }
+}

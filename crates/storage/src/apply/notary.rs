@@ -162,3 +162,14 @@ fn decide(
     }
     NotaryResult::Committed
 }
+
+/// Every statement of this chapter, for the test that looks at how the engine finds their rows.
+#[cfg(test)]
+pub(super) fn statements() -> Vec<&'static crate::sql::Batch> {
+    vec![
+        &*READ_COMMITTED,
+        &*READ_SPENT,
+        &*INSERT_STATES,
+        &*INSERT_TRANSACTIONS,
+    ]
+}

@@ -301,3 +301,18 @@ pub(super) async fn settle(batch: &mut Batch<'_>, units: &[Arc<Prepared>]) -> Re
         .doing("settling messages")?;
     Ok(())
 }
+
+/// Every statement of this chapter, for the test that looks at how the engine finds their rows.
+#[cfg(test)]
+pub(super) fn statements() -> Vec<&'static crate::sql::Batch> {
+    vec![
+        &*READ_MARKS,
+        &*READ_LAST,
+        &*WRITE_MARKS,
+        &*INSERT_INBOX,
+        &*DELETE_INBOX,
+        &*NUMBER_OUTBOX,
+        &*INSERT_OUTBOX,
+        &*DELETE_OUTBOX,
+    ]
+}

@@ -429,3 +429,16 @@ async fn insert(batch: &mut Batch<'_>, new: BTreeMap<StateRef, New<'_>>) -> Resu
     }
     Ok(())
 }
+
+/// Every statement of this chapter, for the test that looks at how the engine finds their rows.
+#[cfg(test)]
+pub(super) fn statements() -> Vec<&'static crate::sql::Batch> {
+    vec![
+        &*READ_TRANSACTIONS,
+        &*WRITE_TRANSACTIONS,
+        &*READ_CONSUMPTIONS,
+        &*WRITE_CONSUMPTIONS,
+        &*CONSUME,
+        &*INSERT_STATES,
+    ]
+}
