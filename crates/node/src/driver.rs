@@ -5,15 +5,17 @@
 //! commit is durable. Nothing here decides anything about a flow: the [`Machine`] does.
 
 use std::collections::{HashMap, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use quorate_flow::{
-    Action, Checkpoint, ClientId, Envelope, Event, FlowId, FlowOutcome, FlowStart, FlowStatus,
-    FlowView, HostError, InboxId, Machine, Origin, Reply, StartRefused, StepCommit, Surroundings,
+    Action, Checkpoint, ClientId, Envelope, Event, FlowError, FlowId, FlowOutcome, FlowStart,
+    FlowStatus, FlowView, HostError, InboxId, Machine, Origin, Reply, StartRefused, StepCommit,
+    Surroundings,
 };
 use quorate_ledger::Timestamp;
 use quorate_runtime::tasks::chain;
@@ -42,6 +44,18 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// How often such a step is offered.
 const RETRIES: u32 = 20;
+
+/// Pause before a flow is read from the store again.
+const LOAD_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often that is tried.
+const LOAD_RETRIES: u32 = 30;
+
+/// Longest sleep of the driver: a clock that was put forward is noticed after it.
+const LONGEST_SLEEP: Duration = Duration::from_secs(10);
+
+/// Bytes of outcomes that are remembered, see [`ENDED_KEPT`].
+const ENDED_BYTES_KEPT: usize = 16 * 1024 * 1024;
 
 /// A flow was started, or found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,17 +130,34 @@ pub(crate) struct Flows {
 struct Ended {
     records: HashMap<FlowId, FlowRecord>,
     order: VecDeque<FlowId>,
+    bytes: usize,
 }
 
 impl Ended {
     fn insert(&mut self, record: FlowRecord) {
         self.order.push_back(record.flow);
+        self.bytes += Self::size(&record);
         self.records.insert(record.flow, record);
-        while self.order.len() > ENDED_KEPT {
-            if let Some(oldest) = self.order.pop_front() {
-                self.records.remove(&oldest);
+        // The latest stays, however large it is.
+        while self.order.len() > ENDED_KEPT
+            || (self.bytes > ENDED_BYTES_KEPT && self.order.len() > 1)
+        {
+            let Some(oldest) = self.order.pop_front() else {
+                return;
+            };
+            if let Some(gone) = self.records.remove(&oldest) {
+                self.bytes -= Self::size(&gone);
             }
         }
+    }
+
+    fn size(record: &FlowRecord) -> usize {
+        let outcome = match &record.outcome {
+            Some(FlowOutcome::Completed { result }) => result.len(),
+            Some(FlowOutcome::Failed { error }) => error.len(),
+            Some(FlowOutcome::Killed) | None => 0,
+        };
+        record.start.arguments.len() + outcome
     }
 }
 
@@ -402,34 +433,18 @@ impl Driver {
         }
         let shutdown = self.parts.tasks.shutdown().clone();
         loop {
-            let sleep = self.until_next_wakeup();
+            let running = self.parts.machine.len();
+            self.intake
+                .running
+                .send_if_modified(|known| std::mem::replace(known, running) != running);
+            self.parts
+                .metrics
+                .census(&self.parts.machine.census(), self.parts.machine.held());
             tokio::select! {
                 biased;
                 () = shutdown.requested() => break,
-                Some(done) = self.commits.next(), if !self.commits.is_empty() => {
-                    self.committed(done);
-                    // Whatever else is finished by now belongs to the same group commit.
-                    while let Some(Some(done)) = futures::FutureExt::now_or_never(self.commits.next()) {
-                        self.committed(done);
-                    }
-                }
-                Some(lookup) = self.lookups.next(), if !self.lookups.is_empty() => {
-                    self.looked_up(lookup);
-                }
-                Some(input) = self.intake.inputs.recv() => {
-                    self.apply(input);
-                    for _ in 1..EVENTS_PER_TURN {
-                        match self.intake.inputs.try_recv() {
-                            Ok(input) => self.apply(input),
-                            Err(_) => break,
-                        }
-                    }
-                }
-                () = sleep => self.feed(Event::Tick),
+                () = self.turn() => {}
             }
-            let running = self.parts.machine.len();
-            self.intake.running.send_if_modified(|known| std::mem::replace(known, running) != running);
-            self.parts.metrics.census(&self.parts.machine.census(), self.parts.machine.held());
         }
         while let Some(done) = self.commits.next().await {
             // Only waiters are told; the machine goes no further.
@@ -440,13 +455,54 @@ impl Driver {
         }
     }
 
+    /// Waits for something to happen and applies it. Whatever happens without a pause, the rest
+    /// gets its turn: the branches are looked at in any order, and time is looked at every time.
+    async fn turn(&mut self) {
+        let sleep = self.until_next_wakeup();
+        tokio::select! {
+            Some(done) = self.commits.next(), if !self.commits.is_empty() => {
+                self.committed(done);
+                // Whatever else is finished by now belongs to the same group commit.
+                for _ in 1..EVENTS_PER_TURN {
+                    match self.commits.next().now_or_never() {
+                        Some(Some(done)) => self.committed(done),
+                        _ => break,
+                    }
+                }
+            }
+            Some(lookup) = self.lookups.next(), if !self.lookups.is_empty() => {
+                self.looked_up(lookup);
+            }
+            Some(input) = self.intake.inputs.recv() => {
+                self.apply(input);
+                for _ in 1..EVENTS_PER_TURN {
+                    match self.intake.inputs.try_recv() {
+                        Ok(input) => self.apply(input),
+                        Err(_) => break,
+                    }
+                }
+            }
+            () = sleep => {}
+        }
+        if self
+            .parts
+            .machine
+            .next_wakeup()
+            .is_some_and(|at| at <= self.now())
+        {
+            self.feed(Event::Tick);
+        }
+    }
+
     fn until_next_wakeup(&self) -> impl Future<Output = ()> + Send + 'static {
-        let wait = self.parts.machine.next_wakeup().map(|at| {
-            at.since(self.now())
-        });
+        let wait = self
+            .parts
+            .machine
+            .next_wakeup()
+            .map(|at| at.since(self.now()));
         async move {
             match wait {
-                Some(wait) => tokio::time::sleep(wait).await,
+                Some(wait) => tokio::time::sleep(wait.min(LONGEST_SLEEP)).await,
                 None => std::future::pending().await,
             }
         }
@@ -561,7 +617,10 @@ impl Driver {
     fn looked_up(&mut self, lookup: Lookup) {
         let waiting = self.looking.remove(&lookup.client_id).unwrap_or_default();
         for (start, reply) in waiting {
-            match (&lookup.found, self.by_client.get(&lookup.client_id).copied()) {
+            match (
+                &lookup.found,
+                self.by_client.get(&lookup.client_id).copied(),
+            ) {
                 (_, Some(flow)) => self.reattach(flow, reply),
                 (Ok(Some(flow)), None) => {
                     let _ = reply.send(Ok(Started {
@@ -604,7 +663,11 @@ impl Driver {
     }
 
     fn start(&mut self, start: FlowStart, reply: oneshot::Sender<Result<Started, StartError>>) {
-        if let Err(refused) = self.parts.machine.check_start(&start.class, &start.arguments) {
+        if let Err(refused) = self
+            .parts
+            .machine
+            .check_start(&start.class, &start.arguments)
+        {
             let _ = reply.send(Err(refused.into()));
             return;
         }
@@ -653,7 +716,16 @@ impl Driver {
                 let host = Arc::clone(&self.parts.host);
                 let inputs = self.intake.flows.inputs.clone();
                 self.parts.tasks.spawn("request", async move {
-                    let result = host.answer(flow, sequence, request).await;
+                    let answer = AssertUnwindSafe(host.answer(flow, sequence, request));
+                    // An answer there must be: the machine waits for it, however long it takes.
+                    let result = answer.catch_unwind().await.unwrap_or_else(|panic| {
+                        let why = format!(
+                            "answering operation {sequence} panicked: {}",
+                            panic_text(panic.as_ref())
+                        );
+                        tracing::error!(%flow, "{why}");
+                        Err(FlowError::NeedsCare(why).into())
+                    });
                     let _ = inputs
                         .send(Input::HostResult {
                             flow,
@@ -666,12 +738,24 @@ impl Driver {
             Action::Load { flow } => {
                 let store = self.parts.store.clone();
                 let inputs = self.intake.flows.inputs.clone();
+                let shutdown = self.parts.tasks.shutdown().clone();
                 self.parts.tasks.spawn("load flow", async move {
-                    let checkpoint = match store.checkpoint(flow).await {
-                        Ok(checkpoint) => checkpoint.map(Box::new),
-                        Err(error) => {
-                            tracing::error!(%flow, error = %chain(&error), "cannot read the flow; retry it later");
-                            return;
+                    let mut attempt = 0;
+                    let checkpoint = loop {
+                        attempt += 1;
+                        match store.checkpoint(flow).await {
+                            Ok(checkpoint) => break checkpoint.map(Box::new),
+                            Err(error) if error.is_transient() && attempt < LOAD_RETRIES => {
+                                tracing::warn!(%flow, error = %chain(&error), "cannot read the flow yet");
+                            }
+                            Err(error) => {
+                                tracing::error!(%flow, error = %chain(&error), "cannot read the flow; retry it later");
+                                return;
+                            }
+                        }
+                        tokio::select! {
+                            () = shutdown.requested() => return,
+                            () = tokio::time::sleep(LOAD_PAUSE) => {}
                         }
                     };
                     let _ = inputs.send(Input::Loaded { flow, checkpoint }).await;
@@ -735,6 +819,17 @@ impl Driver {
                     let _ = reply.send(Err(StartError::Store(reason.clone())));
                 }
                 self.feed(Event::CommitFailed { flow, reason });
+                if self.parts.machine.view(flow).is_none() {
+                    self.never_started(flow);
+                }
+                self.intake.flows.changes.push(flow);
+            }
+            (None, Err(CommitError::Refused(reason))) => {
+                // The message was dealt with before, so nothing is left to do.
+                tracing::warn!(
+                    reason = chain(reason.as_ref()),
+                    "the store refused to discard a message"
+                );
             }
             (_, Err(error)) => {
                 // Without the store, or no longer its owner: this instance must not serve.
@@ -743,6 +838,13 @@ impl Driver {
                     chain(&error)
                 ));
             }
+        }
+    }
+
+    /// The first step of a flow was refused: there is no such flow, and its client id is free.
+    fn never_started(&mut self, flow: FlowId) {
+        if let Some(client_id) = self.starts.remove(&flow).and_then(|start| start.client_id) {
+            self.by_client.remove(&client_id);
         }
     }
 
@@ -761,7 +863,9 @@ impl Driver {
         };
         let now = self.now();
         let success = matches!(outcome, FlowOutcome::Completed { .. });
-        self.parts.metrics.ended(success, now.since(start.started_at));
+        self.parts
+            .metrics
+            .ended(success, now.since(start.started_at));
         if let Some(client_id) = &start.client_id {
             self.by_client.remove(client_id);
         } else if !matches!(start.origin, Origin::Peer { .. }) {
@@ -809,6 +913,15 @@ async fn commit_stubbornly(
             result => return result,
         }
     }
+}
+
+/// What a panic says.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("with a value that is not text")
 }
 
 /// Who asked for a flow, for the start of one that a client asks for.

@@ -4,27 +4,37 @@
 //! either changes nothing or is recognised by flow and operation number.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use quorate_flow::{
-    FlowError, FlowId, HostError, HostRequest, Reply, SideEffect, SignaturePolicy,
-};
+use quorate_flow::{FlowError, FlowId, HostError, HostRequest, Reply, SideEffect, SignaturePolicy};
 use quorate_identity::{KeyPair, PublicKey};
 use quorate_ledger::vault::VaultUpdate;
 use quorate_ledger::{
-    Attachment, AttachmentId, Contracts, LedgerTransaction, NotarisationRequest,
-    SignedTransaction, StateAndRef, StateRef, TransactionState, TxId, sign_transaction,
+    Attachment, AttachmentId, Contracts, LedgerTransaction, NotarisationRequest, SignedTransaction,
+    StateAndRef, StateRef, TransactionState, TxId, sign_transaction,
 };
 use quorate_notary::Handle as Notary;
 use quorate_runtime::tasks::chain;
-use quorate_storage::{CommitError, LockError, LockRequest, NewAttachment, Store, UnitOfWork, Writer};
+use quorate_storage::{
+    CommitError, LockError, LockRequest, NewAttachment, Store, UnitOfWork, Writer,
+};
 use tokio::sync::{Semaphore, broadcast};
+
+use crate::driver::panic_text;
 
 /// Requests that are being answered at a time.
 const MAX_CONCURRENT: usize = 256;
 
+/// Side effects that are performed at a time. They are counted apart: when those of an application
+/// hang, flows can still sign and verify.
+const MAX_EFFECTS: usize = 64;
+
 /// Verified transactions that are kept in memory: the inputs of the near future.
 const CACHED_TRANSACTIONS: usize = 4_096;
+
+/// Bytes of their states and commands, roughly.
+const CACHED_BYTES: usize = 64 * 1024 * 1024;
 
 /// Vault updates that a slow tracker may lag behind before it reads them from the store.
 const UPDATES_KEPT: usize = 4_096;
@@ -39,6 +49,7 @@ pub(crate) struct Host {
     effects: BTreeMap<String, Arc<dyn SideEffect>>,
     notary: Option<Notary>,
     permits: Semaphore,
+    effect_permits: Semaphore,
     cache: Mutex<Cache>,
     updates: broadcast::Sender<VaultUpdate>,
 }
@@ -54,6 +65,7 @@ struct Found {
 struct Cache {
     transactions: HashMap<TxId, SignedTransaction>,
     order: VecDeque<TxId>,
+    bytes: usize,
 }
 
 impl Cache {
@@ -61,12 +73,25 @@ impl Cache {
         let id = transaction.id();
         if self.transactions.insert(id, transaction.clone()).is_none() {
             self.order.push_back(id);
+            self.bytes += Self::size(transaction);
         }
-        while self.order.len() > CACHED_TRANSACTIONS {
-            if let Some(oldest) = self.order.pop_front() {
-                self.transactions.remove(&oldest);
+        while self.order.len() > CACHED_TRANSACTIONS || self.bytes > CACHED_BYTES {
+            let Some(oldest) = self.order.pop_front() else {
+                return;
+            };
+            if let Some(gone) = self.transactions.remove(&oldest) {
+                self.bytes -= Self::size(&gone);
             }
         }
+    }
+
+    /// Of what can be large, and is the same however many signatures there are.
+    fn size(transaction: &SignedTransaction) -> usize {
+        let wire = transaction.wire();
+        let outputs = wire.outputs().iter().map(|state| state.data.len());
+        let commands = wire.commands().iter().map(|command| command.data.len());
+        let inputs = wire.inputs().len() * std::mem::size_of::<StateRef>();
+        outputs.chain(commands).sum::<usize>() + inputs
     }
 }
 
@@ -94,6 +119,7 @@ impl Host {
             effects,
             notary,
             permits: Semaphore::new(MAX_CONCURRENT),
+            effect_permits: Semaphore::new(MAX_EFFECTS),
             cache: Mutex::new(Cache::default()),
             updates: broadcast::Sender::new(UPDATES_KEPT),
         }
@@ -127,7 +153,11 @@ impl Host {
         sequence: u32,
         request: HostRequest,
     ) -> Result<Reply, HostError> {
-        let Ok(_permit) = self.permits.acquire().await else {
+        let permits = match &request {
+            HostRequest::SideEffect { .. } => &self.effect_permits,
+            _ => &self.permits,
+        };
+        let Ok(_permit) = permits.acquire().await else {
             return Err(HostError::Transient("the node is stopping".to_owned()));
         };
         match request {
@@ -152,7 +182,8 @@ impl Host {
                 Ok(Reply::Done)
             }
             HostRequest::Missing { ids } => {
-                let known: BTreeSet<TxId> = self.final_transactions(&ids).await?.into_keys().collect();
+                let known: BTreeSet<TxId> =
+                    self.final_transactions(&ids).await?.into_keys().collect();
                 let missing = ids.into_iter().filter(|id| !known.contains(id)).collect();
                 Ok(Reply::TxIds(missing))
             }
@@ -245,7 +276,9 @@ impl Host {
         arguments: &str,
     ) -> Result<Reply, HostError> {
         let effect = self.effects.get(name).ok_or_else(|| {
-            FlowError::unknown(format_args!("side effect '{name}' (no installed application has it)"))
+            FlowError::unknown(format_args!(
+                "side effect '{name}' (no installed application has it)"
+            ))
         })?;
         let arguments = serde_json::from_str(arguments)
             .map_err(|error| FlowError::failed(format!("arguments of {name}: {error}")))?;
@@ -355,6 +388,8 @@ impl Host {
                     reason,
                 })?;
             known.insert(one.id(), one.clone());
+            // A long history must not keep this thread from everybody else.
+            tokio::task::yield_now().await;
         }
         Ok(())
     }
@@ -385,7 +420,16 @@ impl Host {
             |id| found.attachments.get(id).cloned(),
         )
         .map_err(|error| chain(&error))?;
-        ledger.verify(&self.contracts).map_err(|error| chain(&error))
+        // The content is a stranger's and the code an application's: what it cannot digest is not
+        // valid.
+        let verified = catch_unwind(AssertUnwindSafe(|| ledger.verify(&self.contracts)));
+        match verified {
+            Ok(verdict) => verdict.map_err(|error| chain(&error)),
+            Err(panic) => Err(format!(
+                "a contract panicked: {}",
+                panic_text(panic.as_ref())
+            )),
+        }
     }
 }
 
