@@ -534,6 +534,7 @@ async fn backfill(store: &Store, connection: &mut Connection, index: usize) -> R
         .await
         .doing(doing)?;
     let mut after: (Vec<u8>, i64) = (Vec::new(), -1);
+    let (mut misfits, mut misfit) = (0_u64, None);
     loop {
         let sql = "SELECT tx_id, idx, state FROM vault_states WHERE (tx_id, idx) > ($1, $2) ORDER BY tx_id, idx LIMIT $3";
         let page = connection
@@ -549,13 +550,11 @@ async fn backfill(store: &Store, connection: &mut Connection, index: usize) -> R
                     reason: error.to_string(),
                 }
             })?;
-            let all = store
-                .schemas()
-                .rows(&state)
-                .map_err(|error| SchemaError::Invalid {
-                    schema: mapped.schema.name.to_owned(),
-                    reason: error.to_string(),
-                })?;
+            let (all, error) = store.schemas().rows(&state);
+            if let Some(error) = error {
+                misfits += 1;
+                misfit = misfit.or(Some(error));
+            }
             for (_, values) in all.into_iter().filter(|(schema, _)| *schema == index) {
                 rows.extend(values![after.0.as_slice(), after.1]);
                 rows.extend(values);
@@ -566,7 +565,16 @@ async fn backfill(store: &Store, connection: &mut Connection, index: usize) -> R
             .await
             .doing(doing)?;
         if page.len() < BACKFILL_PAGE as usize {
-            return Ok(());
+            break;
         }
     }
+    if let Some(error) = misfit {
+        tracing::warn!(
+            misfits,
+            %error,
+            "states do not fit their application's table: they are in the vault, but no query by that table's columns \
+             finds them"
+        );
+    }
+    Ok(())
 }

@@ -13,9 +13,7 @@ use quorate_ledger::{SignedTransaction, StateAndRef, StateRef, TxId};
 
 use crate::query::{Filter, Schemas};
 use crate::sql::Value;
-use crate::unit::{
-    LockRequest, NewAttachment, NotaryCommit, Received, Refusal, Relevance, UnitOfWork,
-};
+use crate::unit::{LockRequest, NewAttachment, NotaryCommit, Received, Relevance, UnitOfWork};
 
 /// A message to be queued.
 #[derive(Debug)]
@@ -89,11 +87,7 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    pub(crate) fn new(
-        unit: UnitOfWork,
-        relevance: &Relevance,
-        schemas: &Schemas,
-    ) -> Result<Self, Refusal> {
+    pub(crate) fn new(unit: UnitOfWork, relevance: &Relevance, schemas: &Schemas) -> Self {
         let mut prepared = Self {
             received: unit.received,
             settled: unit.settled,
@@ -112,7 +106,7 @@ impl Prepared {
             for recording in step.recordings {
                 prepared
                     .recordings
-                    .push(PreparedRecording::new(recording, relevance, schemas)?);
+                    .push(PreparedRecording::new(recording, relevance, schemas));
             }
             prepared.steps.push(PreparedStep {
                 flow: step.flow,
@@ -131,10 +125,10 @@ impl Prepared {
         for recording in unit.recordings {
             prepared
                 .recordings
-                .push(PreparedRecording::new(recording, relevance, schemas)?);
+                .push(PreparedRecording::new(recording, relevance, schemas));
         }
         prepared.size = prepared.measure();
-        Ok(prepared)
+        prepared
     }
 
     fn measure(&self) -> usize {
@@ -175,11 +169,7 @@ impl Prepared {
 }
 
 impl PreparedRecording {
-    fn new(
-        recording: Recording,
-        relevance: &Relevance,
-        schemas: &Schemas,
-    ) -> Result<Self, Refusal> {
+    fn new(recording: Recording, relevance: &Relevance, schemas: &Schemas) -> Self {
         let Recording {
             transaction,
             states,
@@ -187,13 +177,15 @@ impl PreparedRecording {
         } = recording;
         let wire = transaction.wire();
         let mut outputs = Vec::new();
+        let mut misfit = None;
         if states != StatesToRecord::None && finality == Finality::Final {
             for state in wire.outputs_with_refs() {
                 let relevant = relevance.concerns(&state.state.participants);
                 if !relevant && states != StatesToRecord::AllVisible {
                     continue;
                 }
-                let rows = schemas.rows(&state.state).map_err(Refusal::Mapping)?;
+                let (rows, error) = schemas.rows(&state.state);
+                misfit = misfit.or(error);
                 let participants = state
                     .state
                     .participants
@@ -211,7 +203,16 @@ impl PreparedRecording {
             }
         }
         let (tx, inputs) = (transaction.id(), wire.inputs().to_vec());
-        Ok(Self {
+        if let Some(error) = misfit {
+            // Once for a transaction, however many states it has.
+            tracing::warn!(
+                %tx,
+                %error,
+                "a state does not fit its application's table: it is in the vault, but no query by that table's \
+                 columns finds it"
+            );
+        }
+        Self {
             tx,
             bytes: transaction.encode(),
             transaction,
@@ -219,7 +220,7 @@ impl PreparedRecording {
             finality,
             states,
             outputs,
-        })
+        }
     }
 }
 

@@ -25,6 +25,9 @@ pub const MAX_QUERY_PARAMETERS: usize = 30_000;
 /// The most updates that are returned at once.
 pub const MAX_UPDATES: u32 = 1_000;
 
+/// The most bytes in the columns of one index of an application's table: PostgreSQL takes 2,704 with its own overhead.
+const MAX_INDEXED_BYTES: usize = 2_560;
+
 /// One application's schema with what is derived from it.
 #[derive(Debug)]
 pub(crate) struct Mapped {
@@ -108,26 +111,69 @@ impl Schemas {
         })
     }
 
-    /// The row of a state in each application's table that has one.
+    /// The row of a state in each application's table that has one, and what is wrong with one that does not fit.
+    ///
+    /// Such a row is left out: states are made by counterparties too, and none of them may keep a transaction out of our
+    /// vault by what an application's mapping did not expect.
     pub(crate) fn rows(
         &self,
         state: &TransactionState,
-    ) -> Result<Vec<(usize, Vec<Value>)>, quorate_ledger::schema::SchemaError> {
-        let mut rows = Vec::new();
+    ) -> (
+        Vec<(usize, Vec<Value>)>,
+        Option<quorate_ledger::schema::SchemaError>,
+    ) {
+        let (mut rows, mut misfit) = (Vec::new(), None);
         for (index, mapped) in self.mapped.iter().enumerate() {
-            if let Some(row) = mapped.schema.row(&mapped.table, state)? {
-                let kinds = mapped.table.columns.iter().map(|column| kind(column.kind));
-                rows.push((
-                    index,
-                    row.into_iter()
-                        .zip(kinds)
-                        .map(|(value, kind)| bound(value, kind))
-                        .collect(),
-                ));
+            match mapped.row(state) {
+                Ok(Some(row)) => {
+                    let kinds = mapped.table.columns.iter().map(|column| kind(column.kind));
+                    let values = row.into_iter().zip(kinds);
+                    let bound = values.map(|(value, kind)| bound(value, kind));
+                    rows.push((index, bound.collect()));
+                }
+                Ok(None) => {}
+                Err(error) => misfit = Some(error),
             }
         }
-        Ok(rows)
+        (rows, misfit)
     }
+}
+
+impl Mapped {
+    fn row(
+        &self,
+        state: &TransactionState,
+    ) -> Result<Option<Vec<ColumnValue>>, quorate_ledger::schema::SchemaError> {
+        let Some(row) = self.schema.row(&self.table, state)? else {
+            return Ok(None);
+        };
+        for index in &self.table.indexes {
+            let columns = self.table.columns.iter().zip(&row);
+            let indexed = columns.filter(|(column, _)| index.columns.contains(&column.name));
+            let bytes: usize = indexed.map(|(_, value)| indexed_bytes(value)).sum();
+            if bytes > MAX_INDEXED_BYTES {
+                return Err(quorate_ledger::schema::SchemaError::Row {
+                    schema: self.schema.name.to_owned(),
+                    state_type: state.state_type.clone(),
+                    reason: format!(
+                        "{bytes} bytes in the columns of index {}, at most {MAX_INDEXED_BYTES} are possible",
+                        index.name
+                    ),
+                });
+            }
+        }
+        Ok(Some(row))
+    }
+}
+
+fn indexed_bytes(value: &ColumnValue) -> usize {
+    let content = match value {
+        ColumnValue::Text(text) => text.len(),
+        ColumnValue::Bytes(bytes) => bytes.len(),
+        ColumnValue::BigInt(_) | ColumnValue::Null => 0,
+    };
+    // A number, or the length of what is longer, with its alignment.
+    content + 8
 }
 
 fn kind(kind: quorate_ledger::schema::ColumnKind) -> Kind {

@@ -237,9 +237,10 @@ pub struct LockRequest {
 /// Why states were not locked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LockError {
-    /// There are not enough of them.
+    /// There are not enough of them. If what is available would do, it is spread over more states than the request
+    /// allows.
     #[error(
-        "only {available} of {wanted} are available in the vault: the rest is consumed, locked by other flows, or spread over more states than the request allows"
+        "{wanted} are wanted and {available} available in the vault: the rest is consumed or locked by other flows, or there would be enough, but spread over more states than the request allows"
     )]
     Insufficient {
         /// What there is: of the column that is summed, or a number of states.
@@ -313,9 +314,6 @@ pub enum Refusal {
         /// Why.
         reason: String,
     },
-    /// An application's mapping gives a row that does not fit its schema.
-    #[error("a state cannot be recorded in its application's table")]
-    Mapping(#[source] quorate_ledger::schema::SchemaError),
     /// A request for locks asks for what does not exist or exceeds a limit.
     #[error("the states to lock cannot be found")]
     Query(#[source] quorate_ledger::vault::QueryError),

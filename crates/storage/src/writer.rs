@@ -86,7 +86,6 @@ impl Writer {
     /// If the returned future is dropped, the unit may become durable nevertheless.
     pub async fn commit(&self, unit: UnitOfWork) -> Result<Committed, CommitError> {
         let prepared = Prepared::new(unit, &self.relevance, self.store.schemas());
-        let prepared = prepared.map_err(|refusal| CommitError::Refused(Arc::new(refusal)))?;
         let (reply, answer) = oneshot::channel();
         self.send(Job::Unit(Arc::new(prepared), reply)).await?;
         answer.await.unwrap_or(Err(CommitError::Closed))

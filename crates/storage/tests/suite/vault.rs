@@ -136,6 +136,50 @@ async fn a_transaction_touches_the_vault_when_it_is_final(#[case] engine: Engine
     );
 }
 
+/// What an application's mapping makes of a state is in the hands of whoever made the state.
+#[rstest]
+#[case(Engine::Sqlite)]
+#[case(Engine::Postgres)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_does_not_fit_its_table_is_in_the_vault_all_the_same(#[case] engine: Engine) {
+    let Some(db) = database(engine).await else {
+        return;
+    };
+    let node = node(&db).await;
+    // An indexed text too long for an index of PostgreSQL, one too long for a column, one that no database can hold.
+    let noise: String = (0..10_000u32)
+        .map(|n| char::from_u32(0x4e00 + n.wrapping_mul(7_919) % 20_000).unwrap())
+        .collect();
+    let currencies = [
+        noise[..4_200].to_owned(),
+        noise.repeat(3),
+        "U\0D".to_owned(),
+        "USD".to_owned(),
+    ];
+    let outputs = currencies.iter().map(|currency| coin(5, currency, &us()));
+    let issue = transaction(&[], outputs);
+    let updates = node.record(&issue, StatesToRecord::OnlyRelevant).await;
+    assert_eq!(updates.vault_updates[0].produced.len(), 4);
+    let all: BTreeSet<StateRef> = (0..4).map(|index| output(&issue, index)).collect();
+    assert_eq!(unconsumed(&node).await, all);
+    let query = VaultQuery {
+        criteria: Criteria::column("coin", "quantity", Cmp::Equal, 5),
+        ..VaultQuery::default()
+    };
+    let found = node.store.vault_query(&query).await.unwrap();
+    let found: Vec<StateRef> = found
+        .states
+        .iter()
+        .map(|state| state.state.reference)
+        .collect();
+    assert_eq!(found, [output(&issue, 3)]);
+    // They can be consumed like any other.
+    let inputs: Vec<StateRef> = all.into_iter().collect();
+    node.record(&transaction(&inputs, []), StatesToRecord::OnlyRelevant)
+        .await;
+    assert!(unconsumed(&node).await.is_empty());
+}
+
 #[rstest]
 #[case(Engine::Sqlite)]
 #[case(Engine::Postgres)]
