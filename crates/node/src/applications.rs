@@ -56,6 +56,8 @@ pub struct Applications {
     pub effects: BTreeMap<String, Arc<dyn SideEffect>>,
     /// Which application a startable flow belongs to.
     pub owners: BTreeMap<String, String>,
+    /// By contract: the version of the application that brings the code, and the code.
+    codes: BTreeMap<String, (u32, SecureHash)>,
     apps: Vec<Arc<dyn App>>,
 }
 
@@ -68,6 +70,7 @@ impl Applications {
         let mut schemas: Vec<MappedSchema> = Vec::new();
         let mut effects = BTreeMap::new();
         let mut owners = BTreeMap::new();
+        let mut codes = BTreeMap::new();
         let standard: Arc<dyn App> = Arc::new(Standard);
         for app in std::iter::once(&standard).chain(apps) {
             let name = || app.name().to_owned();
@@ -76,6 +79,12 @@ impl Applications {
                 owners.entry(flow.to_owned()).or_insert_with(name);
             }
             for contract in app.contracts() {
+                let (version, code) = codes
+                    .entry(contract.name().to_owned())
+                    .or_insert((0, contract.code()));
+                if app.version() >= *version {
+                    (*version, *code) = (app.version(), contract.code());
+                }
                 contracts
                     .register(contract)
                     .map_err(|source| AppError::Contract {
@@ -109,6 +118,7 @@ impl Applications {
             schemas,
             effects,
             owners,
+            codes,
             apps: apps.to_vec(),
         })
     }
@@ -118,11 +128,69 @@ impl Applications {
         self.apps.iter().find_map(|app| app.read_state(state))
     }
 
-    /// The hash of each contract's code, by name.
+    /// The hash of each contract's code, by name: what flows put into new states. Where several
+    /// versions of a contract are installed, because states under the older ones still live, it
+    /// is that of the application with the highest version; of several, the one installed last.
     pub fn contract_codes(&self) -> BTreeMap<String, SecureHash> {
-        self.contracts
+        self.codes
             .iter()
-            .map(|contract| (contract.name().to_owned(), contract.code()))
+            .map(|(name, (_, code))| (name.clone(), *code))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use quorate_ledger::{Contract, ContractViolation, LedgerTransaction};
+
+    use super::*;
+
+    struct Version(u32, SecureHash);
+
+    impl Contract for Version {
+        fn name(&self) -> &str {
+            "coin.Coins"
+        }
+
+        fn code(&self) -> SecureHash {
+            self.1
+        }
+
+        fn verify(&self, _: &LedgerTransaction) -> Result<(), ContractViolation> {
+            Ok(())
+        }
+    }
+
+    impl App for Version {
+        fn name(&self) -> &str {
+            "coin"
+        }
+
+        fn version(&self) -> u32 {
+            self.0
+        }
+
+        fn contracts(&self) -> Vec<Arc<dyn Contract>> {
+            vec![Arc::new(Self(self.0, self.1))]
+        }
+
+        fn register_flows(&self, _: &mut FlowRegistry) {}
+    }
+
+    #[test]
+    fn new_states_are_under_the_newest_code_whatever_its_hash() {
+        let codes = [b"a", b"b", b"c", b"d"].map(|text| SecureHash::of(text));
+        for (installed, newest) in [
+            ([(1, 0), (2, 1), (3, 2)], 2),
+            ([(3, 2), (2, 1), (1, 0)], 2),
+            ([(2, 0), (7, 3), (3, 1)], 3),
+            ([(2, 3), (2, 0), (1, 2)], 0),
+        ] {
+            let apps = installed.map(|(version, code): (u32, usize)| {
+                Arc::new(Version(version, codes[code])) as Arc<dyn App>
+            });
+            let found = Applications::install(&apps).unwrap().contract_codes();
+            assert_eq!(found["coin.Coins"], codes[newest], "{installed:?}");
+        }
     }
 }
