@@ -70,11 +70,12 @@ pub enum FlowError {
         error: NotaryError,
     },
     /// The vault has not enough states that are neither consumed nor locked.
-    #[error("not enough in the vault: {wanted} wanted, {available} available")]
+    /// If what is available would do, it is spread over more states than the request allows.
+    #[error("{}", insufficient(*wanted, *available))]
     Insufficient {
         /// What was asked for.
         wanted: i64,
-        /// What unlocked states amount to.
+        /// What unlocked states amount to, as far as they were looked at.
         available: i64,
     },
     /// A party, contract, transaction or state that this node does not know.
@@ -100,6 +101,17 @@ impl FlowError {
             what: what.to_string(),
         }
     }
+}
+
+fn insufficient(wanted: i64, available: i64) -> String {
+    if available < wanted {
+        return format!("not enough in the vault: {wanted} wanted, {available} available");
+    }
+    format!(
+        "no few states of the vault amount to {wanted}: {available} are available, but spread \
+         over more states than one transaction takes; merge states first, by moving smaller \
+         sums to yourself"
+    )
 }
 
 /// Why a [`HostRequest`](crate::HostRequest) could not be answered.
