@@ -15,11 +15,11 @@ use quorate_messaging::{Handle as Messaging, Security};
 use quorate_notary::{Database, NotaryMetrics};
 use quorate_runtime::tasks::{StopReport, chain};
 use quorate_runtime::{Clock, Shutdown, Tasks};
-use quorate_storage::{Fence, Relevance, Store, WriterEnd};
+use quorate_storage::{Fence, Relevance, Store, UnitOfWork, WriterEnd};
 
 use crate::driver::{self, Driver, Flows, Parts};
 use crate::host::Host;
-use crate::instance::{NodeError, Prepared};
+use crate::instance::{IDENTITY, NodeError, Prepared, identity_of};
 use crate::metrics::FlowMetrics;
 use crate::operations::{DRAINING, Operations};
 use crate::post::Post;
@@ -104,6 +104,10 @@ impl Active {
             }
         });
 
+        if store.setting(IDENTITY).await?.is_none() {
+            let unit = UnitOfWork::setting(IDENTITY, Some(identity_of(keys)));
+            writer.commit(unit).await?;
+        }
         let codes = applications.contract_codes();
         let surroundings = network.borrow().surroundings(codes.clone());
         let mut machine = Machine::new(

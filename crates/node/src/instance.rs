@@ -85,6 +85,9 @@ pub enum NodeError {
     /// The database.
     #[error("the database cannot be used")]
     Store(#[from] quorate_storage::Error),
+    /// The database, when this instance became active.
+    #[error("the database could not be written to")]
+    Commit(#[from] quorate_storage::CommitError),
     /// The P2P port.
     #[error(transparent)]
     Messaging(#[from] quorate_messaging::BindError),
@@ -107,6 +110,18 @@ pub enum NodeError {
         /// What the system says.
         #[source]
         source: std::io::Error,
+    },
+    /// The database belongs to another identity than the keys of this machine.
+    #[error(
+        "the database belongs to {database}, the keys in this machine's certificates folder are \
+         those of {ours}: copy the folder from the machine that serves the node, or correct \
+         dataSourceProperties"
+    )]
+    OtherIdentity {
+        /// Whose database it is.
+        database: String,
+        /// Whose keys they are.
+        ours: String,
     },
     /// Another instance holds the lease, and this one was told not to wait.
     #[error(
@@ -253,6 +268,30 @@ fn own_info<'a>(configuration: &'a NodeConfiguration, keys: &'a NodeKeys) -> Own
     }
 }
 
+/// The setting that says whose database it is.
+pub(crate) const IDENTITY: &str = "identity";
+
+/// What is compared between the machines of a node.
+pub(crate) fn identity_of(keys: &NodeKeys) -> String {
+    let of = |identity: &quorate_identity::Identity| {
+        let party = identity.party();
+        format!("{} (key {})", party.name, party.owning_key.to_string_short())
+    };
+    match keys.notary_service() {
+        None => of(keys.legal_identity()),
+        Some(service) => format!("{}, serving {}", of(keys.legal_identity()), of(service)),
+    }
+}
+
+/// All machines of a node must hold the same identity: what one has signed, the others stand for.
+async fn check_identity(store: &Store, keys: &NodeKeys) -> Result<(), NodeError> {
+    let ours = identity_of(keys);
+    match store.setting(IDENTITY).await? {
+        Some(database) if database != ours => Err(NodeError::OtherIdentity { database, ours }),
+        _ => Ok(()),
+    }
+}
+
 /// Writes the node's signed entry for the network maps of others; returns the file.
 pub fn write_node_info(
     configuration: &NodeConfiguration,
@@ -309,6 +348,7 @@ impl Node {
         } else {
             migrate::check_current(&store).await?;
         }
+        check_identity(&store, &keys).await?;
         let network = map.subscribe();
         map.polling_every(configuration.node_info_polling)
             .watch(&tasks);

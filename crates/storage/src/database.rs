@@ -79,6 +79,28 @@ impl fmt::Debug for Database {
     }
 }
 
+/// The kind of network file system that a file is on, or will be.
+fn network_drive(path: &std::path::Path) -> Option<&'static str> {
+    // Magic numbers of statfs(2).
+    const KINDS: [(u32, &str); 5] = [
+        (0x6969, "NFS"),
+        (0x517b, "SMB"),
+        (0xff53_4d42, "CIFS"),
+        (0xfe53_4d42, "SMB2"),
+        (0x0102_1997, "9p"),
+    ];
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let found = rustix::fs::statfs(folder.unwrap_or(std::path::Path::new("."))).ok()?;
+    // The kernel's number has 32 bits, whatever the width of the field.
+    let magic = found.f_type as u32;
+    KINDS
+        .iter()
+        .find(|(kind, _)| *kind == magic)
+        .map(|(_, name)| *name)
+}
+
 impl Database {
     /// Checks that the database answers.
     pub(crate) async fn open(options: Options) -> Result<Arc<Self>, Error> {
@@ -86,6 +108,13 @@ impl Database {
         let mut schema = None;
         let pools = match &options.url {
             DatabaseUrl::Sqlite { path } => {
+                if let Some(kind) = network_drive(path) {
+                    warn!(
+                        file = %path.display(),
+                        "the SQLite file is on a network drive ({kind}), whose locks cannot be relied on: \
+                         use a local disk, or PostgreSQL for a node of several machines"
+                    );
+                }
                 let sqlite = SqliteConnectOptions::new()
                     .filename(path)
                     .create_if_missing(true)
