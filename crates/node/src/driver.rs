@@ -942,3 +942,6 @@ pub(crate) fn start_by_client(
         started_at: now,
     }
 }
+
+#[cfg(test)]
+mod tests;
