@@ -9,15 +9,15 @@ use std::time::Duration;
 use quorate_flow::{
     Action, App, Checkpoint, Context, Envelope, Event, Finality, Flow, FlowError, FlowId,
     FlowRegistry, FlowStart, HostRequest, InboxId, Limits, LockTarget, Machine, Origin, Owner,
-    Responder, RetryPolicy, Session, SessionId, SessionMessage, StatesToRecord, StepCommit,
-    Surroundings,
+    Responder, RetryPolicy, Session, SessionId, SessionMessage, SignaturePolicy, StatesToRecord,
+    StepCommit, Surroundings,
 };
 use quorate_identity::{KeyPair, Party, SecureHash, X500Name};
 use quorate_ledger::network::NotaryInfo;
 use quorate_ledger::vault::{Criteria, VaultQuery};
 use quorate_ledger::{
-    Command, Contract, ContractRef, SignedTransaction, Timestamp, TransactionBuilder,
-    TransactionState,
+    AttachmentId, Command, Contract, ContractRef, SignedTransaction, StateRef, Timestamp,
+    TransactionBuilder, TransactionState,
 };
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +40,15 @@ pub(crate) enum Op {
     Sign,
     Lock,
     Query,
+    Verify,
+    Missing,
+    Transactions,
+    States,
+    MissingAttachments,
+    Attachment,
+    StoreAttachment,
+    PartyOfKey(String),
+    SubFlow,
     Effect,
     Record,
     Progress(String),
@@ -131,6 +140,36 @@ async fn perform(
                 let page = ctx.query(VaultQuery::new(Criteria::All)).await;
                 format!("{:?}", page.map(|page| page.total))
             }
+            Op::Verify => {
+                let transaction = transaction();
+                let verdict = ctx.verify(&transaction, SignaturePolicy::AllButNotary);
+                format!("{:?}", verdict.await)
+            }
+            Op::Missing => format!("{:?}", ctx.missing(vec![transaction().id()]).await),
+            Op::Transactions => {
+                let found = ctx.transactions(vec![transaction().id()]).await;
+                format!("{:?}", found.map(|transactions| transactions.len()))
+            }
+            Op::States => {
+                let found = ctx.states(vec![StateRef::new(transaction().id(), 0)]).await;
+                format!("{:?}", found.map(|states| states.len()))
+            }
+            Op::MissingAttachments => {
+                let missing = ctx.missing_attachments(vec![AttachmentId::of(b"file")]);
+                format!("{:?}", missing.await.map(|ids| ids.len()))
+            }
+            Op::Attachment => format!("{:?}", ctx.attachment(AttachmentId::of(b"file")).await),
+            Op::StoreAttachment => {
+                format!("{:?}", ctx.store_attachment(b"file".to_vec()).await)
+            }
+            Op::PartyOfKey(who) => {
+                let found = ctx.party_of_key(&party(&who).owning_key).await;
+                format!("{:?}", found.map(|party| party.name.to_string()))
+            }
+            Op::SubFlow => {
+                let ops = Vec::new();
+                format!("{:?}", ctx.sub_flow(Part { ops }).await)
+            }
             Op::Effect => ctx.side_effect::<_, String>("effect", &"please").await?,
             Op::Record => {
                 let transactions = vec![transaction()];
@@ -162,6 +201,21 @@ impl Flow for Script {
 
     async fn call(self, ctx: Context) -> Result<Vec<String>, FlowError> {
         perform(&ctx, &mut Vec::new(), self.ops).await
+    }
+}
+
+/// A part of a script.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Part {
+    ops: Vec<Op>,
+}
+
+impl Flow for Part {
+    const NAME: &'static str = "bench.Part";
+    type Output = usize;
+
+    async fn call(self, _: Context) -> Result<usize, FlowError> {
+        Ok(self.ops.len())
     }
 }
 
