@@ -20,7 +20,7 @@ use quorate_storage::{Fence, Relevance, Store, UnitOfWork, WriterEnd};
 use crate::driver::{self, Driver, Flows, Parts};
 use crate::host::Host;
 use crate::instance::{IDENTITY, NodeError, Prepared, identity_of};
-use crate::metrics::FlowMetrics;
+use crate::metrics::{FlowMetrics, PostMetrics};
 use crate::operations::{DRAINING, Operations};
 use crate::post::Post;
 use crate::rpc::{ListenOptions, RpcOptions, RpcServer, Users, WebServer, desk};
@@ -143,6 +143,7 @@ impl Active {
             notary_handle.clone(),
             network.clone(),
             own.clone(),
+            PostMetrics::new(metrics),
             &core,
         );
         let host = Arc::new(Host::new(

@@ -1,4 +1,4 @@
-//! The flow machine's metrics, under names that mirror Corda's.
+//! The metrics of flows and messages, under names that mirror Corda's.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -80,5 +80,98 @@ impl FlowMetrics {
                 .with_label_values(&[status.name()])
                 .set(count as i64);
         }
+    }
+}
+
+/// What is measured about messages.
+#[derive(Clone)]
+pub(crate) struct PostMetrics {
+    pub(crate) received: IntCounter,
+    pub(crate) receive: Histogram,
+    length: IntGaugeVec,
+    age: IntGaugeVec,
+    connected: IntGaugeVec,
+}
+
+impl PostMetrics {
+    /// Registers them.
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        const PEER: &[&str] = &["peer"];
+        Self {
+            received: metrics.counter(
+                "quorate_p2p_received_total",
+                "Messages that peers have sent, repetitions included.",
+            ),
+            receive: metrics.histogram(
+                "quorate_p2p_receive_seconds",
+                "Time from the arrival of messages to their being durable in the inbox.",
+                DURATION_BUCKETS,
+            ),
+            length: metrics.gauge_family(
+                "quorate_p2p_outbound_queue_length",
+                "Messages that a peer has not accepted yet.",
+                PEER,
+            ),
+            age: metrics.gauge_family(
+                "quorate_p2p_outbound_first_message_age_seconds",
+                "For how long a peer has accepted nothing although messages wait, in whole seconds.",
+                PEER,
+            ),
+            connected: metrics.gauge_family(
+                "quorate_p2p_outbound_connected",
+                "Whether there is a connection to a peer for sending.",
+                PEER,
+            ),
+        }
+    }
+
+    pub(crate) fn queue(&self, peer: &str, length: u64, age: Option<Duration>, connected: bool) {
+        let labels = &[peer];
+        let clamp = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.length.with_label_values(labels).set(clamp(length));
+        let age = age.map_or(0, |age| age.as_secs());
+        self.age.with_label_values(labels).set(clamp(age));
+        self.connected
+            .with_label_values(labels)
+            .set(i64::from(connected));
+    }
+}
+
+/// What is measured about the instance's role.
+#[derive(Clone)]
+pub(crate) struct RoleMetrics {
+    active: IntGauge,
+    generation: IntGauge,
+    terms: IntCounter,
+}
+
+impl RoleMetrics {
+    /// Registers them.
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        Self {
+            active: metrics.gauge(
+                "quorate_node_active",
+                "1 while this instance serves, 0 while it stands by, starts or stops.",
+            ),
+            generation: metrics.gauge(
+                "quorate_lease_generation",
+                "The generation of the lease that this instance held last.",
+            ),
+            terms: metrics.counter(
+                "quorate_lease_terms_total",
+                "How often this process has become active.",
+            ),
+        }
+    }
+
+    pub(crate) fn active(&self, generation: u64) {
+        self.active.set(1);
+        self.generation
+            .set(i64::try_from(generation).unwrap_or(i64::MAX));
+        self.terms.inc();
+    }
+
+    pub(crate) fn not_active(&self) {
+        self.active.set(0);
     }
 }

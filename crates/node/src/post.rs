@@ -12,13 +12,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use quorate_flow::{Envelope, InboxId, SessionMessage, standard};
 use quorate_identity::X500Name;
 use quorate_messaging::{
-    Epoch, Handle, Inbound, Incoming, OutboundQueue, Outgoing, PeerStatus, QueueError, Refusal,
+    BridgeState, Epoch, Handle, Inbound, Incoming, OutboundQueue, Outgoing, PeerStatus, QueueError, Refusal,
 };
 use quorate_notary::Handle as Desk;
 use quorate_runtime::tasks::chain;
@@ -27,6 +27,7 @@ use quorate_storage::{CommitError, Queued, Received, Reception, Store, UnitOfWor
 use tokio::sync::{mpsc, watch};
 
 use crate::driver::Flows;
+use crate::metrics::PostMetrics;
 use crate::network_map::NetworkSnapshot;
 
 /// Messages to one peer that are kept in memory; beyond it they are read from the database.
@@ -40,6 +41,9 @@ const INBOX_PAGE: u32 = 1_000;
 
 /// Messages to ourselves that are moved in one commit.
 const LOOPBACK_BATCH: usize = 256;
+
+/// How often the gauges of the queues are brought up to date.
+const MEASURE_EVERY: Duration = Duration::from_secs(1);
 
 /// Pause before messages to ourselves are tried again.
 const LOOPBACK_PAUSE: Duration = Duration::from_secs(1);
@@ -62,6 +66,7 @@ struct Inner {
     messaging: RwLock<Option<Handle>>,
     tails: Mutex<BTreeMap<X500Name, Tail>>,
     loopback: mpsc::Sender<()>,
+    metrics: PostMetrics,
     /// Of everything that only the holder of the lease runs.
     shutdown: Shutdown,
 }
@@ -72,6 +77,34 @@ struct Tail {
     epoch: Epoch,
     messages: BTreeMap<u64, Arc<[u8]>>,
     bytes: usize,
+    depth: Depth,
+}
+
+/// How long a peer's queue is, for whoever watches it.
+#[derive(Default)]
+struct Depth {
+    /// The last message that was queued, and the last that the peer has accepted.
+    queued: u64,
+    settled: u64,
+    /// Since when nothing has been accepted although something waits.
+    since: Option<Instant>,
+}
+
+impl Depth {
+    fn length(&self) -> u64 {
+        self.queued.saturating_sub(self.settled)
+    }
+
+    fn queued(&mut self, sequence: u64) {
+        self.queued = self.queued.max(sequence);
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    fn settled(&mut self, up_to: u64) {
+        self.settled = self.settled.max(up_to);
+        // Counted anew: each message's own time is not kept.
+        self.since = (self.length() > 0).then(Instant::now);
+    }
 }
 
 impl Post {
@@ -83,6 +116,7 @@ impl Post {
         desk: Option<Desk>,
         network: watch::Receiver<Arc<NetworkSnapshot>>,
         own: BTreeSet<X500Name>,
+        metrics: PostMetrics,
         tasks: &Tasks,
     ) -> Self {
         let (loopback, wake) = mpsc::channel(1);
@@ -98,9 +132,17 @@ impl Post {
                 messaging: RwLock::new(None),
                 tails: Mutex::new(BTreeMap::new()),
                 loopback,
+                metrics,
                 shutdown: shutdown.clone(),
             }),
         };
+        let (watched, stopping) = (post.clone(), shutdown.clone());
+        tasks.spawn("queue lengths", async move {
+            tokio::select! {
+                () = stopping.requested() => {}
+                () = watched.measure() => {}
+            }
+        });
         let worker = post.clone();
         tasks.spawn("messages to ourselves", async move {
             tokio::select! {
@@ -118,9 +160,32 @@ impl Post {
         *self.messaging_slot() = Some(messaging);
         let waiting = self.inner.store.outbox_peers().await?;
         for queue in waiting.into_iter().filter(|queue| queue.waiting > 0) {
+            {
+                let mut tails = self.tails();
+                let depth = &mut tails.entry(queue.peer.clone()).or_default().depth;
+                depth.queued(queue.last_sequence);
+                let settled = queue.last_sequence - queue.waiting.min(queue.last_sequence);
+                depth.settled = depth.settled.max(settled);
+            }
             self.wake(&queue.peer);
         }
         Ok(())
+    }
+
+    /// Keeps the gauges of the queues up to date.
+    async fn measure(self) {
+        loop {
+            tokio::time::sleep(MEASURE_EVERY).await;
+            for (peer, tail) in self.tails().iter() {
+                let age = tail.depth.since.map(|since| since.elapsed());
+                let connected = self
+                    .link(peer)
+                    .is_some_and(|link| matches!(link.bridge, BridgeState::Connected(_)));
+                self.inner
+                    .metrics
+                    .queue(peer.as_str(), tail.depth.length(), age, connected);
+            }
+        }
     }
 
     /// Passes on what lay in the inbox when this instance became active.
@@ -328,9 +393,11 @@ impl Tail {
         if self.epoch != epoch {
             *self = Self {
                 epoch,
+                depth: std::mem::take(&mut self.depth),
                 ..Self::default()
             };
         }
+        self.depth.queued(sequence);
         self.bytes += body.len();
         self.messages.insert(sequence, body);
         while self.messages.len() > MAX_TAIL || self.bytes > MAX_TAIL_BYTES {
@@ -369,6 +436,7 @@ impl Tail {
     }
 
     fn forget(&mut self, up_to: u64) {
+        self.depth.settled(up_to);
         let kept = self.messages.split_off(&(up_to + 1));
         let gone = std::mem::replace(&mut self.messages, kept);
         self.bytes -= gone.values().map(|body| body.len()).sum::<usize>();
@@ -413,6 +481,8 @@ impl Inbound for Post {
         batch: Vec<Incoming>,
     ) -> BoxFuture<'_, Result<(), Refusal>> {
         Box::pin(async move {
+            let timer = self.inner.metrics.receive.start_timer();
+            self.inner.metrics.received.inc_by(batch.len() as u64);
             let mut received = Vec::with_capacity(batch.len());
             let mut envelopes = Vec::with_capacity(batch.len());
             {
@@ -430,9 +500,9 @@ impl Inbound for Post {
                     envelopes.push(envelope);
                 }
             }
-            self.receive(received, envelopes, None)
-                .await
-                .map_err(|error| match error {
+            let outcome = self.receive(received, envelopes, None).await;
+            timer.observe_duration();
+            outcome.map_err(|error| match error {
                     CommitError::Refused(_) => Refusal::permanent(chain(&error)),
                     // What is wrong with our database is not the peer's business.
                     _ => {

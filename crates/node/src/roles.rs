@@ -18,6 +18,7 @@ use quorate_storage::lease::{self, Attempt, Candidate, Lease, Policy};
 use crate::active::Active;
 use crate::config::{WhenHeld, WhenLost};
 use crate::instance::{Milestone, Node, NodeError, RESOURCE};
+use crate::metrics::RoleMetrics;
 
 /// Longest wait between two looks at the lease.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -96,6 +97,8 @@ impl Node {
         );
         self.watch_health(&active);
         self.control.serving(active.flows().clone());
+        let metrics = RoleMetrics::new(&self.prepared.metrics);
+        metrics.active(fence.generation());
         told(Milestone::Active {
             addresses: active.addresses.clone(),
             generation: fence.generation(),
@@ -106,6 +109,7 @@ impl Node {
         }
         self.readiness.set(self.report(false, "stopping"));
         self.control.not_serving();
+        metrics.not_active();
         for component in ["database", "flows"] {
             self.health.deregister(component);
         }
