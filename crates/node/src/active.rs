@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_flow::{Checkpoint, Limits, Machine, Owner, RetryPolicy};
+use quorate_flow::{Checkpoint, FlowStatus, Limits, Machine, Owner, RetryPolicy};
 use quorate_identity::{PublicKey, UnixTime, X500Name};
 use quorate_messaging::{Handle as Messaging, Security};
 use quorate_notary::{Database, NotaryMetrics};
@@ -28,17 +28,51 @@ use crate::rpc::{ListenOptions, RpcOptions, RpcServer, Users, WebServer, desk};
 /// How long requests under way may take when the node stops.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long everything together may take when this instance may serve no longer: enough to say
+/// goodbye to who is connected.
+const CUT_OFF: Duration = Duration::from_millis(200);
+
 /// Flows that are read at a time.
 const FLOWS_PAGE: u32 = 1_000;
 
-/// The running services of an active node.
-pub(crate) struct Active {
+/// The tasks of an active node. They are not children of the process's tasks: they stop one after
+/// the other, see [`Active::stop`].
+#[derive(Clone)]
+pub(crate) struct Services {
     /// Clients and operators.
     doors: Tasks,
-    /// Flows, post, notary.
+    /// Flows, post, notary, peers.
     core: Tasks,
     /// The store's writer.
     writing: Tasks,
+}
+
+impl Services {
+    /// None yet.
+    pub(crate) fn new() -> Self {
+        let tasks = |name| Tasks::with_shutdown(name, Shutdown::new());
+        Self {
+            doors: tasks("doors"),
+            core: tasks("core"),
+            writing: tasks("writing"),
+        }
+    }
+
+    /// Ends them at once: every port is closed, nothing more is answered, sent or written. What was
+    /// under way is found in the store by whoever serves next.
+    pub(crate) async fn cut_off(&self) -> Vec<StopReport> {
+        let reports = tokio::join!(
+            self.doors.stop(CUT_OFF),
+            self.core.stop(CUT_OFF),
+            self.writing.stop(CUT_OFF)
+        );
+        vec![reports.0, reports.1, reports.2]
+    }
+}
+
+/// The running services of an active node.
+pub(crate) struct Active {
+    services: Services,
     messaging: Messaging,
     post: Post,
     flows: Flows,
@@ -57,16 +91,19 @@ pub struct Addresses {
 }
 
 impl Active {
-    /// Starts everything under the lease `fence`.
+    /// Starts everything under the lease `fence`, with tasks in `services`. If this fails, or is
+    /// dropped halfway, they have to be [cut off](Services::cut_off).
     pub(crate) async fn start(
         prepared: &Prepared,
         fence: Fence,
         tasks: &Tasks,
+        services: &Services,
     ) -> Result<Self, NodeError> {
-        // Not children of the process's tasks: they stop one after the other, see `stop`.
-        let core = Tasks::with_shutdown("core", Shutdown::new());
-        let doors = Tasks::with_shutdown("doors", Shutdown::new());
-        let writing = Tasks::with_shutdown("writing", Shutdown::new());
+        let Services {
+            doors,
+            core,
+            writing,
+        } = services;
         let Prepared {
             configuration,
             keys,
@@ -119,7 +156,7 @@ impl Active {
         );
         machine.set_draining(store.setting(DRAINING).await?.as_deref() == Some("true"));
 
-        let (flows, intake) = driver::intake(clock, &core);
+        let (flows, intake) = driver::intake(clock, core);
         let notary = prepared.notary_identity(owner).map(|(identity, options)| {
             let directory = {
                 let network = network.clone();
@@ -144,7 +181,7 @@ impl Active {
             network.clone(),
             own.clone(),
             PostMetrics::new(metrics),
-            &core,
+            core,
         );
         let host = Arc::new(Host::new(
             store.clone(),
@@ -156,9 +193,15 @@ impl Active {
             notary_handle,
         ));
 
-        let restored = unfinished(store).await?;
+        let mut restored = unfinished(store).await?;
+        if configuration.pause_all_flows {
+            for checkpoint in &mut restored {
+                checkpoint.status = FlowStatus::Paused;
+            }
+        }
         if !restored.is_empty() {
-            tracing::info!(flows = restored.len(), "taking up flows");
+            let paused = configuration.pause_all_flows;
+            tracing::info!(flows = restored.len(), paused, "taking up flows");
         }
         let driver = Driver::new(
             Parts {
@@ -177,7 +220,7 @@ impl Active {
         core.spawn_essential("flows", driver.run(restored));
         if let Some(service) = notary_service {
             let post = post.clone();
-            service.start(&core, Arc::new(move |queued| post.enqueued(queued)));
+            service.start(core, Arc::new(move |queued| post.enqueued(queued)));
         }
         let waiting = post.take_up_inbox().await?;
         if waiting > 0 {
@@ -198,8 +241,8 @@ impl Active {
             )?
         };
         let p2p = messaging.address();
-        let messaging = messaging.start(&core);
-        follow_network(prepared, &flows, &messaging, codes, own, &core);
+        let messaging = messaging.start(core);
+        follow_network(prepared, &flows, &messaging, codes, own, core);
         post.open(messaging.clone()).await?;
 
         let operations = Arc::new(Operations {
@@ -241,13 +284,11 @@ impl Active {
             };
             let server = WebServer::bind(&options).await?;
             addresses.web = Some(server.address());
-            server.serve(&doors, Arc::clone(&desk));
+            server.serve(doors, Arc::clone(&desk));
         }
-        rpc.serve(&doors, desk);
+        rpc.serve(doors, desk);
         Ok(Self {
-            doors,
-            core,
-            writing,
+            services: services.clone(),
             messaging,
             post,
             flows,
@@ -262,8 +303,8 @@ impl Active {
 
     /// Resolves with the reason when something has failed without which there is no serving.
     pub(crate) async fn failed(&self) -> String {
-        let core = self.core.shutdown();
-        let doors = self.doors.shutdown();
+        let core = self.services.core.shutdown();
+        let doors = self.services.doors.shutdown();
         let failed = tokio::select! {
             () = core.requested() => core,
             () = doors.requested() => doors,
@@ -275,9 +316,12 @@ impl Active {
     /// committed is finished, and the writer ends when nobody is left who could write.
     pub(crate) async fn stop(self) -> Vec<StopReport> {
         let Self {
-            doors,
-            core,
-            writing,
+            services:
+                Services {
+                    doors,
+                    core,
+                    writing,
+                },
             messaging,
             post,
             flows,
@@ -291,6 +335,13 @@ impl Active {
         drop((messaging, post, flows));
         let writing = writing.stop(PATIENCE).await;
         vec![doors, peers, core, writing]
+    }
+
+    /// Stops at once, because this instance may no longer serve.
+    pub(crate) async fn cut_off(self) -> Vec<StopReport> {
+        let reports = self.services.cut_off().await;
+        self.post.close();
+        reports
     }
 }
 

@@ -90,6 +90,8 @@ pub struct NodeConfiguration {
     pub mutual_exclusion: MutualExclusion,
     /// Time-outs of flows that ask a notary.
     pub flow_timeout: FlowTimeout,
+    /// `smmStartMode = "Safe"`: flows of before are not continued at start, but wait paused for an operator.
+    pub pause_all_flows: bool,
     /// How often `additional-node-infos` is looked at.
     pub node_info_polling: Duration,
     /// Levels and bounds of the log.
@@ -328,6 +330,14 @@ fn decode(root: &Section<'_>, base: &Path, options: &LoadOptions) -> Option<Node
         DEFAULT_NODE_INFO_POLLING,
         Duration::from_millis(100)..=Duration::from_secs(3600),
     );
+    let pause_all_flows = match root.text_or("smmStartMode", "Normal").to_ascii_lowercase().as_str() {
+        "normal" => false,
+        "safe" => true,
+        _ => {
+            root.problem("smmStartMode", "must be Normal or Safe");
+            false
+        }
+    };
     let logging = logging(root);
     foreign::decode(root);
 
@@ -348,6 +358,7 @@ fn decode(root: &Section<'_>, base: &Path, options: &LoadOptions) -> Option<Node
         notary,
         mutual_exclusion: mutual_exclusion?,
         flow_timeout,
+        pause_all_flows,
         node_info_polling,
         logging,
         findings: Findings::default(),
