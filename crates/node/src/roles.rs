@@ -7,15 +7,17 @@
 //! else is under way. That others cannot be harmed by a holder that does not notice is the
 //! store's business: every write shows the lease's generation.
 
-use std::time::{Duration, Instant};
+use std::pin::{Pin, pin};
+use std::time::Duration;
 
 use quorate_runtime::Tasks;
 use quorate_runtime::operations::ReadyReport;
 use quorate_runtime::tasks::chain;
 use quorate_storage::Fence;
 use quorate_storage::lease::{self, Attempt, Candidate, Lease, Policy};
+use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::active::Active;
+use crate::active::{Active, Services};
 use crate::config::{WhenHeld, WhenLost};
 use crate::instance::{Milestone, Node, NodeError, RESOURCE};
 use crate::metrics::RoleMetrics;
@@ -26,8 +28,24 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Pause of a standby whose database is out of reach.
 const DATABASE_PAUSE: Duration = Duration::from_secs(1);
 
-/// Pause between two attempts to renew the lease.
+/// How long a look at the lease, or taking it, may take: a connection that has died without a word
+/// must not hold up a standby.
+const LOOK_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long a look that has begun may go on when the process is asked to stop.
+const LOOK_GRACE: Duration = Duration::from_secs(1);
+
+/// Longest pause between two attempts to renew the lease.
 const RENEWAL_PAUSE: Duration = Duration::from_millis(250);
+
+/// Attempts to renew the lease that there is time for, however long each of them hangs.
+const RENEWAL_ATTEMPTS: u32 = 3;
+
+/// How long giving the lease back, or closing the store, may take.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// How long an instance that could not go on leaves the lease to others before it competes again.
+const LOST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long an instance that has handed over leaves the lease to others before it competes again.
 const HANDOVER_GRACE: Duration = Duration::from_secs(30);
@@ -54,7 +72,10 @@ impl Node {
         let shutdown = tasks.shutdown().clone();
         let exclusion = &self.prepared.configuration.mutual_exclusion;
         let mut not_before = None;
-        while let Some(fence) = self.wait_for_lease(tasks, not_before.take(), &mut told).await? {
+        while let Some(fence) = self
+            .wait_for_lease(tasks, not_before.take(), &mut told)
+            .await?
+        {
             match self.serve(&fence, tasks, &mut told).await? {
                 Ending::Shutdown => break,
                 Ending::HandOver => {
@@ -62,8 +83,12 @@ impl Node {
                     told(Milestone::SteppedDown { reason });
                     not_before = Some((fence.generation(), Instant::now() + HANDOVER_GRACE));
                 }
-                Ending::Lost(reason) if exclusion.when_lost == WhenLost::Standby => {
+                // Without mutual exclusion two instances would take the lease from each other in turn.
+                Ending::Lost(reason)
+                    if exclusion.on && exclusion.when_lost == WhenLost::Standby =>
+                {
                     told(Milestone::SteppedDown { reason });
+                    not_before = Some((fence.generation(), Instant::now() + LOST_PAUSE));
                 }
                 Ending::Lost(reason) => {
                     shutdown.root().request(reason);
@@ -72,7 +97,8 @@ impl Node {
             }
         }
         self.readiness.set(self.report(false, "stopping"));
-        self.prepared.store.close().await;
+        // Of what is still connected to a database that does not answer, the process's end is the end.
+        let _ = timeout(FAREWELL, self.prepared.store.close()).await;
         Ok(())
     }
 
@@ -84,13 +110,41 @@ impl Node {
         told: &mut impl FnMut(Milestone),
     ) -> Result<Ending, NodeError> {
         self.readiness.set(self.report(false, "starting"));
-        let active = match Active::start(&self.prepared, fence.clone(), tasks).await {
-            Ok(active) => active,
-            Err(error) => {
-                self.give_back(fence).await;
-                return Err(error);
-            }
+        let shutdown = tasks.shutdown().clone();
+        let services = Services::new();
+        let mut lost = pin!(self.hold(fence));
+        // A start may take longer than the lease lasts.
+        let started = tokio::select! {
+            biased;
+            () = shutdown.requested() => Err(Ending::Shutdown),
+            why = &mut lost => Err(Ending::Lost(why)),
+            started = Active::start(&self.prepared, fence.clone(), tasks, &services) => Ok(started),
         };
+        let ending = match started {
+            Ok(Ok(active)) => return self.serve_with(active, fence, tasks, lost, told).await,
+            Ok(Err(NodeError::Store(error))) if error.is_transient() => Ok(Ending::Lost(format!(
+                "the database failed while this instance was starting to serve: {}",
+                chain(&error)
+            ))),
+            Ok(Err(error)) => Err(error),
+            Err(ending) => Ok(ending),
+        };
+        if let Ok(Ending::Lost(reason)) = &ending {
+            tracing::error!(reason, "this instance does not get to serve");
+        }
+        services.cut_off().await;
+        self.give_back(fence).await;
+        ending
+    }
+
+    async fn serve_with(
+        &self,
+        active: Active,
+        fence: &Fence,
+        tasks: &Tasks,
+        lost: Pin<&mut impl Future<Output = String>>,
+        told: &mut impl FnMut(Milestone),
+    ) -> Result<Ending, NodeError> {
         self.readiness.set(
             self.report(true, "active")
                 .with("generation", fence.generation()),
@@ -103,7 +157,13 @@ impl Node {
             addresses: active.addresses.clone(),
             generation: fence.generation(),
         });
-        let ending = self.keep_lease(fence, &active, tasks).await;
+        let shutdown = tasks.shutdown().clone();
+        let ending = tokio::select! {
+            () = shutdown.requested() => Ending::Shutdown,
+            () = self.control.handover_wanted() => Ending::HandOver,
+            reason = active.failed() => Ending::Lost(reason),
+            why = lost => Ending::Lost(why),
+        };
         if let Ending::Lost(reason) = &ending {
             tracing::error!(reason, "this instance stops serving");
         }
@@ -113,14 +173,16 @@ impl Node {
         for component in ["database", "flows"] {
             self.health.deregister(component);
         }
-        for report in active.stop().await {
-            if !report.is_clean() {
-                tracing::warn!(%report, "not everything had finished when the instance stopped serving");
-            }
+        let reports = match &ending {
+            Ending::Lost(_) => active.cut_off().await,
+            Ending::Shutdown | Ending::HandOver => active.stop().await,
+        };
+        for report in reports.into_iter().filter(|report| !report.is_clean()) {
+            tracing::warn!(%report, "not everything had finished when the instance stopped serving");
         }
-        if !matches!(ending, Ending::Lost(_)) {
-            self.give_back(fence).await;
-        }
+        // If it is still ours (it was the database, or this process, that failed), the next one need
+        // not wait until it lapses.
+        self.give_back(fence).await;
         Ok(ending)
     }
 
@@ -140,7 +202,21 @@ impl Node {
             if shutdown.is_requested() {
                 return Ok(None);
             }
-            let pause = match self.look(&mut candidate, &mut not_before).await {
+            let looked = tokio::select! {
+                looked = timeout(LOOK_PATIENCE, self.look(&mut candidate, &mut not_before)) => looked,
+                () = async {
+                    shutdown.requested().await;
+                    tokio::time::sleep(LOOK_GRACE).await;
+                } => return Ok(None),
+            };
+            let Ok(looked) = looked else {
+                tracing::warn!("a standby's database has not answered within {LOOK_PATIENCE:?}");
+                let why = "it does not answer".to_owned();
+                self.readiness
+                    .set(self.report(false, "standby").with("database", why));
+                continue;
+            };
+            let pause = match looked {
                 Ok(Look::Ours(fence)) => return Ok(Some(fence)),
                 Ok(Look::Others { lease, lapses_in }) => {
                     self.stand_by(&lease, lapses_in, &mut told_of, told)?;
@@ -199,8 +275,7 @@ impl Node {
             }
         }
         let attempt = if promotion == Some(Promotion::Force) {
-            let mut at_once =
-                Candidate::new(store, RESOURCE, self.holder.clone(), Policy::Always);
+            let mut at_once = Candidate::new(store, RESOURCE, self.holder.clone(), Policy::Always);
             at_once.attempt().await?
         } else {
             candidate.attempt().await?
@@ -241,7 +316,11 @@ impl Node {
         if when_held == WhenHeld::Exit {
             return Err(NodeError::Held { holder });
         }
-        tracing::info!(holder, ?lapses_in, "standing by: another instance holds the lease");
+        tracing::info!(
+            holder,
+            ?lapses_in,
+            "standing by: another instance holds the lease"
+        );
         told(Milestone::Standby {
             holder,
             lapses_in,
@@ -250,10 +329,9 @@ impl Node {
         Ok(())
     }
 
-    /// Renews the lease until shutdown is requested or something ends the serving.
-    async fn keep_lease(&self, fence: &Fence, active: &Active, tasks: &Tasks) -> Ending {
-        let shutdown = tasks.shutdown().clone();
-        // Others may take over `wait_interval` after the last renewal: we are silent well before.
+    /// Renews the lease, and resolves with the reason when it may not be ours any more. Others may
+    /// take over `wait_interval` after the last renewal: this resolves well before.
+    async fn hold(&self, fence: &Fence) -> String {
         let patience = match self.policy {
             Policy::Exclusive {
                 update_interval,
@@ -261,52 +339,56 @@ impl Node {
             } => wait_interval.saturating_sub(update_interval) / 2,
             Policy::Always => self.update_interval,
         };
+        // The last renewal came after this moment.
+        let mut renewed = Instant::now();
         loop {
-            tokio::select! {
-                () = shutdown.requested() => return Ending::Shutdown,
-                () = self.control.handover_wanted() => return Ending::HandOver,
-                reason = active.failed() => return Ending::Lost(reason),
-                () = tokio::time::sleep(self.update_interval) => {}
-            }
-            let renewed = tokio::time::timeout(patience, self.renew(fence));
-            let renewed = tokio::select! {
-                () = shutdown.requested() => return Ending::Shutdown,
-                reason = active.failed() => return Ending::Lost(reason),
-                renewed = renewed => renewed,
-            };
-            match renewed {
-                Ok(Ok(())) => {}
-                Ok(Err(why)) => {
-                    return Ending::Lost(format!("the lease could not be renewed: {why}"));
-                }
+            let renewal = self.renew(fence, patience / RENEWAL_ATTEMPTS);
+            let deadline = renewed + self.update_interval + patience;
+            match timeout_at(deadline, renewal).await {
+                Ok(Ok(asked)) => renewed = asked,
+                Ok(Err(why)) => return format!("the lease could not be renewed: {why}"),
                 Err(_) => {
-                    return Ending::Lost(format!(
+                    return format!(
                         "the lease could not be renewed within {patience:?}: the database does \
                          not answer"
-                    ));
+                    );
                 }
             }
+            tokio::time::sleep_until(renewed + self.update_interval).await;
         }
     }
 
-    /// Renews the lease, again and again while the database is out of reach.
-    async fn renew(&self, fence: &Fence) -> Result<(), String> {
+    /// Renews the lease, again and again while the database is out of reach; returns when the
+    /// attempt began that succeeded.
+    async fn renew(&self, fence: &Fence, per_attempt: Duration) -> Result<Instant, String> {
         loop {
-            match lease::renew(&self.prepared.store, fence).await {
-                Ok(_) => return Ok(()),
-                Err(error) if error.is_transient() => {
+            let began = Instant::now();
+            let renewal = lease::renew(&self.prepared.store, fence);
+            match timeout(per_attempt, renewal).await {
+                Ok(Ok(_)) => return Ok(began),
+                Ok(Err(error)) if error.is_transient() => {
                     tracing::warn!(error = %chain(&error), "the lease could not be renewed yet");
-                    tokio::time::sleep(RENEWAL_PAUSE).await;
+                    tokio::time::sleep(RENEWAL_PAUSE.min(per_attempt)).await;
                 }
-                Err(error) => return Err(chain(&error)),
+                Ok(Err(error)) => return Err(chain(&error)),
+                Err(_) => {
+                    tracing::warn!("the database has not answered to the lease's renewal yet")
+                }
             }
         }
     }
 
     async fn give_back(&self, fence: &Fence) {
-        if let Err(error) = lease::release(&self.prepared.store, fence).await {
-            tracing::warn!(error = %chain(&error), "the lease could not be given back; it lapses by itself");
-        }
+        let released = timeout(FAREWELL, lease::release(&self.prepared.store, fence)).await;
+        let why = match released {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => chain(&error),
+            Err(_) => "the database does not answer".to_owned(),
+        };
+        tracing::warn!(
+            why,
+            "the lease could not be given back; it lapses by itself"
+        );
     }
 
     fn report(&self, ready: bool, status: &str) -> ReadyReport {
