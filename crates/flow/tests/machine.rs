@@ -73,6 +73,20 @@ fn what_arrives_while_a_flow_ends_leaves_the_inbox() {
 }
 
 #[test]
+fn an_end_is_told_to_nobody_before_it_is_durable() {
+    let mut bench = Bench::new();
+    let (flow, id) = talking(&mut bench);
+    let (_, actions) = bench.deliver("You", id, false, 0, text("one"));
+    bench.settle(actions);
+    let (_, actions) = bench.deliver("You", id, false, 1, text("two"));
+    assert!(only_commit(&actions).outcome.is_some());
+    let told = bench.machine.view(flow).map(|view| view.status);
+    assert_eq!(told, Some(FlowStatus::Runnable));
+    bench.settle(actions);
+    assert!(bench.machine.view(flow).is_none());
+}
+
+#[test]
 fn an_end_that_the_store_refuses_loses_no_message() {
     let mut bench = Bench::new();
     let (flow, actions) = bench.start(

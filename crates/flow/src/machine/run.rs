@@ -353,7 +353,12 @@ impl Run {
             class: self.start.class.clone(),
             client_id: self.start.client_id.clone(),
             origin: self.start.origin.clone(),
-            status: self.status,
+            // An end counts when it is durable, and then the flow is not here any more.
+            status: if self.status.ended() {
+                FlowStatus::Runnable
+            } else {
+                self.status
+            },
             progress: self.progress.clone(),
             waiting_for,
             started_at: self.start.started_at,
