@@ -80,6 +80,8 @@ pub(crate) enum StartError {
     Stopping,
 }
 
+type StartReply = oneshot::Sender<Result<Started, StartError>>;
+
 /// What an operator asks of one flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
@@ -91,7 +93,7 @@ pub(crate) enum Order {
 enum Input {
     Start {
         start: FlowStart,
-        reply: oneshot::Sender<Result<Started, StartError>>,
+        reply: StartReply,
     },
     Deliver(Vec<(InboxId, Envelope)>),
     HostResult {
@@ -397,12 +399,12 @@ pub(crate) struct Driver {
     intake: Intake,
     commits: FuturesUnordered<BoxFuture<'static, Done>>,
     /// Who waits for a flow's first commit.
-    starting: HashMap<FlowId, oneshot::Sender<Result<Started, StartError>>>,
+    starting: HashMap<FlowId, StartReply>,
     /// Client ids of flows that have not ended, and those whose start is being looked up.
     by_client: HashMap<ClientId, FlowId>,
     starts: HashMap<FlowId, FlowStart>,
     lookups: FuturesUnordered<BoxFuture<'static, Lookup>>,
-    looking: HashMap<ClientId, VecDeque<(FlowStart, oneshot::Sender<Result<Started, StartError>>)>>,
+    looking: HashMap<ClientId, VecDeque<(FlowStart, StartReply)>>,
 }
 
 struct Lookup {
@@ -584,11 +586,7 @@ impl Driver {
     }
 
     /// A start under a client id is looked up first: the flow may be running, or have ended.
-    fn asked_to_start(
-        &mut self,
-        start: FlowStart,
-        reply: oneshot::Sender<Result<Started, StartError>>,
-    ) {
+    fn asked_to_start(&mut self, start: FlowStart, reply: StartReply) {
         let Some(client_id) = start.client_id.clone() else {
             self.start(start, reply);
             return;
@@ -637,7 +635,7 @@ impl Driver {
     }
 
     /// Answers once the running flow's start is durable.
-    fn reattach(&mut self, flow: FlowId, reply: oneshot::Sender<Result<Started, StartError>>) {
+    fn reattach(&mut self, flow: FlowId, reply: StartReply) {
         let found = Ok(Started {
             flow,
             reattached: true,
@@ -662,7 +660,7 @@ impl Driver {
         }
     }
 
-    fn start(&mut self, start: FlowStart, reply: oneshot::Sender<Result<Started, StartError>>) {
+    fn start(&mut self, start: FlowStart, reply: StartReply) {
         if let Err(refused) = self
             .parts
             .machine

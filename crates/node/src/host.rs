@@ -90,7 +90,7 @@ impl Cache {
         let wire = transaction.wire();
         let outputs = wire.outputs().iter().map(|state| state.data.len());
         let commands = wire.commands().iter().map(|command| command.data.len());
-        let inputs = wire.inputs().len() * std::mem::size_of::<StateRef>();
+        let inputs = size_of_val(wire.inputs());
         outputs.chain(commands).sum::<usize>() + inputs
     }
 }

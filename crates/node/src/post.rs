@@ -18,7 +18,8 @@ use futures::future::BoxFuture;
 use quorate_flow::{Envelope, InboxId, SessionMessage, standard};
 use quorate_identity::X500Name;
 use quorate_messaging::{
-    BridgeState, Epoch, Handle, Inbound, Incoming, OutboundQueue, Outgoing, PeerStatus, QueueError, Refusal,
+    BridgeState, Epoch, Handle, Inbound, Incoming, OutboundQueue, Outgoing, PeerStatus, QueueError,
+    Refusal,
 };
 use quorate_notary::Handle as Desk;
 use quorate_runtime::tasks::chain;
@@ -149,6 +150,8 @@ impl Post {
                 () = shutdown.requested() => {}
                 () = worker.move_own_messages(wake) => {}
             }
+            // Also where the start was broken off, and nobody has the post to close it.
+            worker.close();
         });
         post
     }
@@ -317,7 +320,7 @@ impl Post {
         Ok(())
     }
 
-    async fn move_own_messages(self, mut wake: mpsc::Receiver<()>) {
+    async fn move_own_messages(&self, mut wake: mpsc::Receiver<()>) {
         while wake.recv().await.is_some() {
             for own in &self.inner.own {
                 while let Err(error) = self.move_queue_of(own).await {
