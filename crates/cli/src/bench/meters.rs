@@ -47,3 +47,29 @@ impl Meters {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commits_are_the_difference_of_two_looks() {
+        let text = |count, units, seconds| {
+            format!(
+                "# HELP quorate_database_commit_units Units\n\
+                 quorate_database_commit_units_bucket{{le=\"1\"}} 7\n\
+                 quorate_database_commit_units_sum {units}\n\
+                 quorate_database_commit_units_count {count}\n\
+                 quorate_database_commit_seconds_sum {seconds}\n\
+                 not a metric\n"
+            )
+        };
+        let before = Meters::read(&text(10, 40, 0.5));
+        let after = Meters::read(&text(15, 100, 1.25));
+        let commits = after.commits_since(&before);
+        assert_eq!(commits.count, 5.0);
+        assert_eq!(commits.units, 60.0);
+        assert_eq!(commits.seconds, 0.75);
+        assert_eq!(after.commits_since(&Meters::read("")).count, 15.0);
+    }
+}

@@ -145,3 +145,32 @@ fn children(parent: u32) -> BTreeSet<u32> {
         .filter(|process| Stat::read(*process).is_ok_and(|stat| stat.parent == parent))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_this_process_and_its_children_use_is_known() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .expect("a process");
+        let this = Processes {
+            nodes: vec![("this".to_owned(), std::process::id())],
+            postgres: None,
+        };
+        let living = children(std::process::id());
+        let memory = this.memory().expect("memory");
+        child.kill().expect("it runs");
+        child.wait().expect("it ends");
+        assert!(living.contains(&child.id()));
+        assert!(!children(std::process::id()).contains(&child.id()));
+        assert!(memory[0].resident_bytes > 1 << 20);
+        assert!(memory[0].peak_bytes >= Some(memory[0].resident_bytes));
+        let names: Vec<String> = this.cpu().expect("cpu").into_iter().map(|c| c.0).collect();
+        assert_eq!(names, ["this", LOAD_GENERATOR]);
+        assert_eq!(kibibytes("VmRSS:\t  12 kB\n", "VmRSS:"), Some(12_288));
+        assert_eq!(kibibytes("VmRSS:\t  12 MB\n", "VmRSS:"), None);
+    }
+}

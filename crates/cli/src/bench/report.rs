@@ -236,3 +236,18 @@ pub(super) fn percentile(sorted: &[Duration], part: f64) -> Duration {
         .copied()
         .unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_percentile_is_a_duration_that_was_measured() {
+        let sorted: Vec<Duration> = (1..=200).map(Duration::from_millis).collect();
+        for (part, expected) in [(0.0, 1), (0.5, 100), (0.99, 198), (1.0, 200)] {
+            assert_eq!(percentile(&sorted, part), Duration::from_millis(expected));
+        }
+        assert_eq!(percentile(&sorted[..1], 0.99), Duration::from_millis(1));
+        assert_eq!(percentile(&[], 0.5), Duration::ZERO);
+    }
+}
