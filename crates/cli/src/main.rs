@@ -9,7 +9,9 @@ mod holdings;
 mod local_network;
 mod network;
 mod node;
+mod service_manager;
 mod shell;
+mod watchdog;
 
 use std::process::ExitCode;
 
@@ -30,6 +32,8 @@ struct Arguments {
 enum Command {
     /// Run one organisation's ledger node, or look at its configuration
     Node(node::Arguments),
+    /// Keep a node running: check it, and start it again when it does not work
+    Watchdog(watchdog::Arguments),
     /// Look at and migrate a node's database
     Database(database::Arguments),
     /// Make a network of nodes from a folder of configurations
@@ -65,6 +69,7 @@ fn main() -> ExitCode {
     let result = runtime.block_on(async {
         match arguments.command {
             Command::Node(arguments) => node::run(arguments).await,
+            Command::Watchdog(arguments) => watchdog::run(arguments).await,
             Command::Database(arguments) => database::run(arguments).await,
             Command::Network(arguments) => network::run(arguments),
             Command::Shell(arguments) => shell::run(arguments).await,

@@ -1,21 +1,30 @@
 //! `quorate node`: runs a node until it is asked to stop.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use quorate_node::config::{LoadOptions, NodeConfiguration};
-use quorate_node::control::{self, Question};
-use quorate_node::{Milestone, Node, NodeOptions};
+use quorate_node::control::{self, Answer, Question};
+use quorate_node::{Milestone, Node, NodeError, NodeOptions};
 use quorate_runtime::config::OnUnknownKeys;
 use quorate_runtime::operations::{Health, Operations, Readiness, Version};
 use quorate_runtime::telemetry::{self, FileOptions, LogSpec};
 use quorate_runtime::{Clock, Entropy, Metrics, Tasks, host, http};
 
+use crate::service_manager::ServiceManager;
+use crate::watchdog::{self, Checked, HELD, MISCONFIGURED};
+
 /// How long everything outside of the node may take to stop.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the running process may take to answer: longer than what it does may take by itself.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(35);
+
+/// How long a self-check may take to be answered: longer than the process gives it.
+const CHECK_PATIENCE: Duration = Duration::from_secs(12);
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -72,6 +81,14 @@ enum Command {
     Health,
 }
 
+impl Arguments {
+    /// The directory of the node that these arguments run; `None` if they only look at one.
+    pub(crate) fn served(&self) -> Option<&Path> {
+        let runs = self.command.is_none();
+        runs.then_some(self.place.base_directory.as_path())
+    }
+}
+
 impl Place {
     /// Reads and checks the configuration.
     pub(crate) fn configuration(&self, unknown: OnUnknownKeys) -> Result<NodeConfiguration> {
@@ -111,30 +128,73 @@ const RESERVED_VARIABLES: [&str; 4] = [
 ];
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
-    let started = Instant::now();
     let configuration = arguments
         .place
-        .configuration(arguments.on_unknown_config_keys.unwrap_or_default())?;
+        .configuration(arguments.on_unknown_config_keys.unwrap_or_default());
+    match &arguments.command {
+        None => {
+            // Whoever looks after this process must know whether starting it again can help.
+            let served = match configuration {
+                Ok(configuration) => serve(arguments, configuration).await,
+                Err(error) => return Ok(failed(&error, MISCONFIGURED)),
+            };
+            return Ok(served.unwrap_or_else(|error| {
+                let code = hopeless(&error).unwrap_or(FAILED);
+                failed(&error, code)
+            }));
+        }
+        Some(Command::Health) => return Ok(health(configuration).await),
+        Some(_) => {}
+    }
+    let configuration = configuration?;
     match arguments.command {
         Some(Command::ValidateConfiguration) => {
             print!("{}", configuration.describe());
             println!("The configuration is valid.");
-            return Ok(ExitCode::SUCCESS);
+            Ok(ExitCode::SUCCESS)
         }
         Some(Command::GenerateNodeInfo) => {
             let file = quorate_node::write_node_info(&configuration, &Clock::system())?;
             println!("{}", file.display());
-            return Ok(ExitCode::SUCCESS);
+            Ok(ExitCode::SUCCESS)
         }
-        Some(Command::Status) => return tell(&configuration, Question::Status).await,
-        Some(Command::Promote { force }) => {
-            return tell(&configuration, Question::Promote { force }).await;
-        }
-        Some(Command::Handover) => return tell(&configuration, Question::HandOver).await,
-        Some(Command::Health) => return health(&configuration).await,
-        None => {}
+        Some(Command::Status) => tell(&configuration, Question::Status).await,
+        Some(Command::Promote { force }) => tell(&configuration, Question::Promote { force }).await,
+        Some(Command::Handover) => tell(&configuration, Question::HandOver).await,
+        Some(Command::Health) | None => Ok(ExitCode::SUCCESS),
     }
+}
 
+/// The exit code of an error that may have gone when the node is started again.
+const FAILED: u8 = 1;
+
+/// Tells why the node does not run: on the console, and as the last line of its log.
+fn failed(error: &anyhow::Error, code: u8) -> ExitCode {
+    eprintln!("quorate: {error:#}");
+    tracing::error!(error = format!("{error:#}"), "the node does not run");
+    ExitCode::from(code)
+}
+
+/// The exit code of an error that a new start meets again.
+fn hopeless(error: &anyhow::Error) -> Option<u8> {
+    use quorate_storage::{Error as StoreError, SchemaError};
+    match error.downcast_ref::<NodeError>()? {
+        NodeError::Held { .. } => Some(HELD),
+        NodeError::Applications(_)
+        | NodeError::NetworkMap(_)
+        | NodeError::Keys(_)
+        | NodeError::Users(_)
+        | NodeError::RpcTls(_) => Some(MISCONFIGURED),
+        // A migration that runs comes to its end.
+        NodeError::Store(StoreError::Schema(SchemaError::Locked { .. })) => None,
+        NodeError::Store(StoreError::Schema(_) | StoreError::Url(_)) => Some(MISCONFIGURED),
+        _ => None,
+    }
+}
+
+/// Runs the node until it has stopped.
+async fn serve(arguments: Arguments, configuration: NodeConfiguration) -> Result<ExitCode> {
+    let started = Instant::now();
     let host = host::host_name().unwrap_or_else(|_| "localhost".to_owned());
     let log_file = configuration
         .base_directory
@@ -235,6 +295,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     node.control()
         .listen(&base_directory, Clock::system(), &tasks)
         .context("the control socket cannot be opened in the base directory")?;
+    let manager = ServiceManager::of_this_process();
+    manager.attend(node.control(), Clock::system(), &tasks);
     let shutdown = tasks.shutdown().clone();
     let result = node
         .run(&tasks, |milestone| match milestone {
@@ -243,6 +305,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
                 lapses_in,
                 waits_for_promotion,
             } => {
+                manager.ready(&format!("standing by: {holder} holds the lease"));
                 println!(
                     "Node for \"{organisation}\" stands by: {holder} holds the lease, \
                      which lapses in {:.1} s without a sign of life",
@@ -253,12 +316,17 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
                 }
             }
             Milestone::SteppedDown { reason } => {
+                manager.ready(&format!("standing by: {reason}"));
                 println!("Node for \"{organisation}\" serves no more: {reason}");
             }
             Milestone::Active {
                 addresses,
                 generation,
             } => {
+                manager.ready(&format!(
+                    "active in generation {generation}: P2P {}, RPC {}",
+                    addresses.p2p, addresses.rpc
+                ));
                 println!("P2P messaging listens on          : {}", addresses.p2p);
                 println!("RPC connection address            : {}", addresses.rpc);
                 if let Some(web) = addresses.web {
@@ -290,7 +358,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
 
 /// Asks the running process, and shows what it says.
 async fn tell(configuration: &NodeConfiguration, question: Question) -> Result<ExitCode> {
-    let answer = control::ask(&configuration.base_directory, &question).await?;
+    let answer = ask(configuration, &question, ANSWER_PATIENCE).await?;
     println!("role: {}", answer.role);
     if let Some(report) = answer.report.as_object() {
         for (name, value) in report.iter().filter(|(name, _)| *name != "status") {
@@ -307,24 +375,52 @@ async fn tell(configuration: &NodeConfiguration, question: Question) -> Result<E
     })
 }
 
-/// Exit codes of Nagios plugins.
-const CRITICAL: u8 = 2;
-const WARNING: u8 = 1;
+/// Asks the running process. One that is stopped takes the question and never answers.
+async fn ask(
+    configuration: &NodeConfiguration,
+    question: &Question,
+    patience: Duration,
+) -> Result<Answer> {
+    let answer = control::ask(&configuration.base_directory, question);
+    match tokio::time::timeout(patience, answer).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => bail!(
+            "the node does not answer within {} s: it is stopped or stuck",
+            patience.as_secs()
+        ),
+    }
+}
 
-/// One line and an exit code for monitoring: 0 well, 1 on its way, 2 not well.
-async fn health(configuration: &NodeConfiguration) -> Result<ExitCode> {
+/// Exit codes of Nagios plugins.
+const WARNING: u8 = 1;
+const CRITICAL: u8 = 2;
+const UNKNOWN: u8 = 3;
+
+/// One line and an exit code for monitoring: 0 well, 1 on its way, 2 not well, 3 cannot tell.
+async fn health(configuration: Result<NodeConfiguration>) -> ExitCode {
+    let configuration = match configuration {
+        Ok(configuration) => configuration,
+        Err(error) => {
+            // Monitoring shows one line.
+            let error = format!("{error:#}").replace('\n', ";");
+            println!("QUORATE UNKNOWN - {error}");
+            return ExitCode::from(UNKNOWN);
+        }
+    };
     let name = configuration.my_legal_name.organisation();
-    let (code, word, text) =
-        match control::ask(&configuration.base_directory, &Question::Check).await {
-            Ok(answer) if answer.ok => (0, "OK", format!("{}, {}", answer.role, answer.message)),
-            Ok(answer) if matches!(answer.role.as_str(), "starting" | "stopping") => {
-                (WARNING, "WARNING", answer.message)
+    let (code, word, text) = match ask(&configuration, &Question::Check, CHECK_PATIENCE).await {
+        Ok(answer) => {
+            let (role, message) = (answer.role.clone(), answer.message.clone());
+            match watchdog::judge(answer) {
+                Checked::Well => (0, "OK", format!("{role}, {message}")),
+                Checked::OnItsWay => (WARNING, "WARNING", message),
+                Checked::Failed(why) => (CRITICAL, "CRITICAL", why),
             }
-            Ok(answer) => (CRITICAL, "CRITICAL", answer.message),
-            Err(error) => (CRITICAL, "CRITICAL", error.to_string()),
-        };
+        }
+        Err(error) => (CRITICAL, "CRITICAL", error.to_string()),
+    };
     println!("QUORATE {word} - {name}: {text}");
-    Ok(ExitCode::from(code))
+    ExitCode::from(code)
 }
 
 /// The reason of a stop that somebody asked for by a signal.
