@@ -1,0 +1,15 @@
+//! Whole nodes in this process, over real sockets, TLS and databases, driven as applications and operators drive them.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "all of this is tests, their helpers included"
+)]
+
+mod app;
+mod lifecycle;
+mod notaries;
+mod operators;
+mod payments;
+mod web;
+mod world;
