@@ -6,8 +6,8 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use quorate_flow::{Checkpoint, FlowStatus, Limits, Machine, Owner, RetryPolicy};
 use quorate_identity::{PublicKey, UnixTime, X500Name};
@@ -16,6 +16,7 @@ use quorate_notary::{Database, NotaryMetrics};
 use quorate_runtime::tasks::{StopReport, chain};
 use quorate_runtime::{Clock, Shutdown, Tasks};
 use quorate_storage::{Fence, Relevance, Store, UnitOfWork, WriterEnd};
+use tokio::sync::watch;
 
 use crate::driver::{self, Driver, Flows, Parts};
 use crate::host::Host;
@@ -45,6 +46,8 @@ pub(crate) struct Services {
     core: Tasks,
     /// The store's writer.
     writing: Tasks,
+    /// When the writer has last been heard of by the database, once there is one.
+    written: Arc<OnceLock<watch::Receiver<Option<Instant>>>>,
 }
 
 impl Services {
@@ -55,7 +58,13 @@ impl Services {
             doors: tasks("doors"),
             core: tasks("core"),
             writing: tasks("writing"),
+            written: Arc::default(),
         }
+    }
+
+    /// The lease was renewed by a commit that began at this time.
+    pub(crate) fn written_at(&self) -> Option<Instant> {
+        *self.written.get()?.borrow()
     }
 
     /// Ends them at once: every port is closed, nothing more is answered, sent or written. What was
@@ -103,6 +112,7 @@ impl Active {
             doors,
             core,
             writing,
+            written,
         } = services;
         let Prepared {
             configuration,
@@ -129,6 +139,7 @@ impl Active {
             .map(|identity| identity.key().public().clone())
             .collect();
         let (writer, service) = store.writer(fence, Relevance::of_keys(our_keys));
+        let _ = written.set(writer.signs_of_life());
         let failed = core.shutdown().clone();
         let service = service.with_metrics(metrics);
         // Ends by itself when nobody can write any more, after everybody else.
@@ -321,6 +332,7 @@ impl Active {
                     doors,
                     core,
                     writing,
+                    written: _,
                 },
             messaging,
             post,

@@ -15,7 +15,7 @@ use quorate_runtime::operations::ReadyReport;
 use quorate_runtime::tasks::chain;
 use quorate_storage::Fence;
 use quorate_storage::lease::{self, Attempt, Candidate, Lease, Policy};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use crate::active::{Active, Services};
 use crate::config::{WhenHeld, WhenLost};
@@ -112,7 +112,7 @@ impl Node {
         self.readiness.set(self.report(false, "starting"));
         let shutdown = tasks.shutdown().clone();
         let services = Services::new();
-        let mut lost = pin!(self.hold(fence));
+        let mut lost = pin!(self.hold(fence, &services));
         // A start may take longer than the lease lasts.
         let started = tokio::select! {
             biased;
@@ -331,7 +331,7 @@ impl Node {
 
     /// Renews the lease, and resolves with the reason when it may not be ours any more. Others may
     /// take over `wait_interval` after the last renewal: this resolves well before.
-    async fn hold(&self, fence: &Fence) -> String {
+    async fn hold(&self, fence: &Fence, services: &Services) -> String {
         let patience = match self.policy {
             Policy::Exclusive {
                 update_interval,
@@ -341,39 +341,34 @@ impl Node {
         };
         // The last renewal came after this moment.
         let mut renewed = Instant::now();
+        let mut trouble = "the database does not answer".to_owned();
         loop {
-            let renewal = self.renew(fence, patience / RENEWAL_ATTEMPTS);
-            let deadline = renewed + self.update_interval + patience;
-            match timeout_at(deadline, renewal).await {
-                Ok(Ok(asked)) => renewed = asked,
-                Ok(Err(why)) => return format!("the lease could not be renewed: {why}"),
-                Err(_) => {
-                    return format!(
-                        "the lease could not be renewed within {patience:?}: the database does \
-                         not answer"
-                    );
-                }
+            // What the writer commits renews the lease, too.
+            renewed = renewed.max(services.written_at().map_or(renewed, Instant::from_std));
+            let due = renewed + self.update_interval;
+            let now = Instant::now();
+            if now < due {
+                tokio::time::sleep_until(due).await;
+                continue;
             }
-            tokio::time::sleep_until(renewed + self.update_interval).await;
-        }
-    }
-
-    /// Renews the lease, again and again while the database is out of reach; returns when the
-    /// attempt began that succeeded.
-    async fn renew(&self, fence: &Fence, per_attempt: Duration) -> Result<Instant, String> {
-        loop {
-            let began = Instant::now();
+            let left = (due + patience).saturating_duration_since(now);
+            if left.is_zero() {
+                return format!("the lease could not be renewed within {patience:?}: {trouble}");
+            }
+            // An attempt that hangs leaves time for others.
+            let attempt = left.min(patience / RENEWAL_ATTEMPTS);
             let renewal = lease::renew(&self.prepared.store, fence);
-            match timeout(per_attempt, renewal).await {
-                Ok(Ok(_)) => return Ok(began),
+            match timeout(attempt, renewal).await {
+                Ok(Ok(_)) => renewed = now,
                 Ok(Err(error)) if error.is_transient() => {
-                    tracing::warn!(error = %chain(&error), "the lease could not be renewed yet");
-                    tokio::time::sleep(RENEWAL_PAUSE.min(per_attempt)).await;
+                    trouble = chain(&error);
+                    tracing::warn!(trouble, "the lease could not be renewed yet");
+                    tokio::time::sleep(RENEWAL_PAUSE.min(attempt)).await;
                 }
-                Ok(Err(error)) => return Err(chain(&error)),
-                Err(_) => {
-                    tracing::warn!("the database has not answered to the lease's renewal yet")
+                Ok(Err(error)) => {
+                    return format!("the lease could not be renewed: {}", chain(&error));
                 }
+                Err(_) => tracing::warn!("the lease could not be renewed yet: no answer"),
             }
         }
     }

@@ -331,7 +331,10 @@ impl Candidate {
         let Policy::Exclusive { wait_interval, .. } = self.policy else {
             return Duration::ZERO;
         };
-        if lease.released || lease.holder.process.alive() == Some(false) {
+        let alive = lease.holder.process.alive();
+        // A former term of our own, or one that we took without hearing of it.
+        let own = alive == Some(true) && lease.holder == self.holder;
+        if lease.released || own || alive == Some(false) {
             return Duration::ZERO;
         }
         let silent = lease.age().max(first_seen.elapsed());

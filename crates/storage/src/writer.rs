@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use quorate_ledger::{StateAndRef, Timestamp};
 use quorate_runtime::Metrics;
 use quorate_runtime::metrics::{BATCH_BUCKETS, DURATION_BUCKETS, Histogram, IntCounter};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
 use crate::Store;
@@ -64,6 +64,7 @@ pub struct Writer {
     fence: Fence,
     relevance: Relevance,
     jobs: mpsc::Sender<Job>,
+    signs: watch::Receiver<Option<Instant>>,
 }
 
 impl std::fmt::Debug for Writer {
@@ -78,6 +79,12 @@ impl Writer {
     /// The fence under which this writes.
     pub fn fence(&self) -> &Fence {
         &self.fence
+    }
+
+    /// When the latest database transaction began that was committed. Each is a sign of life, so
+    /// that a busy holder need not renew its lease besides; with SQLite it would hardly get to.
+    pub fn signs_of_life(&self) -> watch::Receiver<Option<Instant>> {
+        self.signs.clone()
     }
 
     /// Makes a unit of work durable, and returns when it is. Units that are committed one after another, each after the
@@ -126,6 +133,7 @@ pub struct WriterService {
     store: Store,
     fence: Fence,
     jobs: mpsc::Receiver<Job>,
+    signs: watch::Sender<Option<Instant>>,
     session: Option<Session>,
     /// The session before, which may still hold the lease's row.
     lost: Option<Backend>,
@@ -178,16 +186,19 @@ impl Store {
     /// Group commit under `fence`: the handle and the task that has to run. There may be one such pair per fence.
     pub fn writer(&self, fence: Fence, relevance: Relevance) -> (Writer, WriterService) {
         let (sender, jobs) = mpsc::channel(self.database().options().group_commit.queue.max(1));
+        let (signs, seen) = watch::channel(None);
         let writer = Writer {
             store: self.clone(),
             fence: fence.clone(),
             relevance,
             jobs: sender,
+            signs: seen,
         };
         let service = WriterService {
             store: self.clone(),
             fence,
             jobs,
+            signs,
             session: None,
             lost: None,
             meters: None,
@@ -385,6 +396,7 @@ impl WriterService {
         let Some(mut session) = self.session.take() else {
             unreachable!("connected above")
         };
+        let began = Instant::now();
         let connection = &mut session.connection;
         let work = async {
             let (batch, now) = begin(connection, &self.fence).await?;
@@ -422,6 +434,7 @@ impl WriterService {
         let error = match tokio::time::timeout(stuck, connection.commit()).await {
             Ok(Ok(())) => {
                 self.session = Some(session);
+                self.signs.send_replace(Some(began));
                 return Ok(results);
             }
             Ok(Err(source)) => Error::Database {

@@ -480,3 +480,50 @@ async fn a_killed_writer_leaves_whole_units(#[case] engine: Engine) {
         node.start_flow(flow(5)).await;
     }
 }
+
+#[rstest]
+#[case(Engine::Sqlite)]
+#[case(Engine::Postgres)]
+#[tokio::test(flavor = "multi_thread")]
+async fn every_commit_is_a_sign_of_life(#[case] engine: Engine) {
+    let Some(db) = database(engine).await else {
+        return;
+    };
+    let node = node(&db).await;
+    let signs = node.writer.signs_of_life();
+    assert_eq!(*signs.borrow(), None);
+    let before = lease::current(&node.store, "node").await.unwrap().unwrap();
+    let asked = Instant::now();
+    let unit = UnitOfWork::setting("name", Some("value".into()));
+    node.writer.commit(unit).await.unwrap();
+    let sign = signs.borrow().expect("a sign");
+    assert!(asked <= sign && sign <= Instant::now());
+    let after = lease::current(&node.store, "node").await.unwrap().unwrap();
+    assert!(after.renewed_at > before.renewed_at);
+}
+
+#[rstest]
+#[case(Engine::Sqlite)]
+#[case(Engine::Postgres)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_need_not_wait_for_its_own_former_term(#[case] engine: Engine) {
+    let Some(db) = database(engine).await else {
+        return;
+    };
+    let store = db.store().await;
+    let take = async |machine: &str| {
+        let mut candidate = Candidate::new(&store, "node", holder(machine), exclusive(60_000));
+        candidate.attempt().await.unwrap()
+    };
+    let Attempt::Acquired(first) = take("a").await else {
+        panic!("nobody had it");
+    };
+    assert!(
+        matches!(take("b").await, Attempt::Held { .. }),
+        "another instance of this process"
+    );
+    let Attempt::Acquired(second) = take("a").await else {
+        panic!("it is our own");
+    };
+    assert!(second.generation() > first.generation());
+}
