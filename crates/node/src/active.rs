@@ -23,7 +23,7 @@ use crate::host::Host;
 use crate::instance::{IDENTITY, NodeError, Prepared, identity_of};
 use crate::metrics::{FlowMetrics, PostMetrics};
 use crate::operations::{DRAINING, Operations};
-use crate::post::Post;
+use crate::post::{self, Post};
 use crate::rpc::{ListenOptions, RpcOptions, RpcServer, Users, WebServer, desk};
 
 /// How long requests under way may take when the node stops.
@@ -185,13 +185,15 @@ impl Active {
         let (notary_service, notary_handle) = notary.unzip();
         let own: BTreeSet<X500Name> = keys.served_names().into_iter().collect();
         let post = Post::new(
-            store.clone(),
-            writer.clone(),
-            flows.clone(),
-            notary_handle.clone(),
-            network.clone(),
-            own.clone(),
-            PostMetrics::new(metrics),
+            post::Parts {
+                store: store.clone(),
+                writer: writer.clone(),
+                flows: flows.clone(),
+                desk: notary_handle.clone(),
+                network: network.clone(),
+                own: own.clone(),
+                metrics: PostMetrics::new(metrics),
+            },
             core,
         );
         let host = Arc::new(Host::new(
@@ -385,7 +387,10 @@ fn follow_network(
     let mut network = prepared.network.clone();
     let (flows, messaging) = (flows.clone(), messaging.clone());
     let set_addresses = move |snapshot: &crate::network_map::NetworkSnapshot| {
-        for party in snapshot.parties().filter(|party| !own.contains(&party.name)) {
+        for party in snapshot
+            .parties()
+            .filter(|party| !own.contains(&party.name))
+        {
             messaging.set_addresses(&party.name, snapshot.addresses(&party.name));
         }
     };

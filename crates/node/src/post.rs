@@ -11,7 +11,7 @@
 //! this instance must stop: repeated, it would count as received, and nobody would read it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
@@ -37,6 +37,9 @@ const MAX_TAIL: usize = 2_048;
 /// Bytes of messages to one peer that are kept in memory.
 const MAX_TAIL_BYTES: usize = 16 * 1024 * 1024;
 
+/// Bytes of messages to all peers that are kept in memory.
+const MAX_TAILS_BYTES: usize = 4 * MAX_TAIL_BYTES;
+
 /// Inbox messages that are read at a time when an instance becomes active.
 const INBOX_PAGE: u32 = 1_000;
 
@@ -55,6 +58,20 @@ pub(crate) struct Post {
     inner: Arc<Inner>,
 }
 
+/// What a post office needs.
+pub(crate) struct Parts {
+    pub(crate) store: Store,
+    pub(crate) writer: Writer,
+    /// Who reads messages.
+    pub(crate) flows: Flows,
+    /// Who reads requests to our notary.
+    pub(crate) desk: Option<Desk>,
+    pub(crate) network: watch::Receiver<Arc<NetworkSnapshot>>,
+    /// The names of the node.
+    pub(crate) own: BTreeSet<X500Name>,
+    pub(crate) metrics: PostMetrics,
+}
+
 struct Inner {
     store: Store,
     writer: Writer,
@@ -65,11 +82,18 @@ struct Inner {
     own: BTreeSet<X500Name>,
     /// Present while the post is open. Messaging holds the post in turn.
     messaging: RwLock<Option<Handle>>,
-    tails: Mutex<BTreeMap<X500Name, Tail>>,
+    tails: Mutex<Tails>,
     loopback: mpsc::Sender<()>,
     metrics: PostMetrics,
     /// Of everything that only the holder of the lease runs.
     shutdown: Shutdown,
+}
+
+/// What is kept of the peers' queues.
+#[derive(Default)]
+struct Tails {
+    of: BTreeMap<X500Name, Tail>,
+    bytes: usize,
 }
 
 /// The newest messages of one peer's queue, without gaps from the first one that is kept.
@@ -98,7 +122,10 @@ impl Depth {
 
     fn queued(&mut self, sequence: u64) {
         self.queued = self.queued.max(sequence);
-        self.since.get_or_insert_with(Instant::now);
+        // A message may be heard of after the peer has accepted it.
+        if self.length() > 0 {
+            self.since.get_or_insert_with(Instant::now);
+        }
     }
 
     fn settled(&mut self, up_to: u64) {
@@ -109,17 +136,17 @@ impl Depth {
 }
 
 impl Post {
-    /// A post office for the node of these names; `desk` takes requests to our notary.
-    pub(crate) fn new(
-        store: Store,
-        writer: Writer,
-        flows: Flows,
-        desk: Option<Desk>,
-        network: watch::Receiver<Arc<NetworkSnapshot>>,
-        own: BTreeSet<X500Name>,
-        metrics: PostMetrics,
-        tasks: &Tasks,
-    ) -> Self {
+    /// A post office with tasks in `tasks`.
+    pub(crate) fn new(parts: Parts, tasks: &Tasks) -> Self {
+        let Parts {
+            store,
+            writer,
+            flows,
+            desk,
+            network,
+            own,
+            metrics,
+        } = parts;
         let (loopback, wake) = mpsc::channel(1);
         let shutdown = tasks.shutdown().clone();
         let post = Self {
@@ -131,7 +158,7 @@ impl Post {
                 network,
                 own,
                 messaging: RwLock::new(None),
-                tails: Mutex::new(BTreeMap::new()),
+                tails: Mutex::default(),
                 loopback,
                 metrics,
                 shutdown: shutdown.clone(),
@@ -165,7 +192,7 @@ impl Post {
         for queue in waiting.into_iter().filter(|queue| queue.waiting > 0) {
             {
                 let mut tails = self.tails();
-                let depth = &mut tails.entry(queue.peer.clone()).or_default().depth;
+                let depth = &mut tails.of.entry(queue.peer.clone()).or_default().depth;
                 depth.queued(queue.last_sequence);
                 let settled = queue.last_sequence - queue.waiting.min(queue.last_sequence);
                 depth.settled = depth.settled.max(settled);
@@ -179,7 +206,7 @@ impl Post {
     async fn measure(self) {
         loop {
             tokio::time::sleep(MEASURE_EVERY).await;
-            for (peer, tail) in self.tails().iter() {
+            for (peer, tail) in &self.tails().of {
                 let age = tail.depth.since.map(|since| since.elapsed());
                 let connected = self
                     .link(peer)
@@ -224,9 +251,8 @@ impl Post {
         {
             let mut tails = self.tails();
             for message in queued {
-                let tail = tails.entry(message.peer.clone()).or_default();
-                tail.push(message.epoch, message.sequence, message.envelope);
-                peers.insert(message.peer);
+                peers.insert(message.peer.clone());
+                tails.push(message);
             }
         }
         for peer in peers {
@@ -267,7 +293,7 @@ impl Post {
         }
     }
 
-    fn tails(&self) -> std::sync::MutexGuard<'_, BTreeMap<X500Name, Tail>> {
+    fn tails(&self) -> MutexGuard<'_, Tails> {
         self.inner
             .tails
             .lock()
@@ -369,6 +395,7 @@ impl Post {
     ) -> Result<(Epoch, Vec<Outgoing>), quorate_storage::Error> {
         if let Some(found) = self
             .tails()
+            .of
             .get(peer)
             .and_then(|tail| tail.after(after, limit))
         {
@@ -385,8 +412,31 @@ impl Post {
     }
 
     fn forget(&self, peer: &X500Name, up_to: u64) {
-        if let Some(tail) = self.tails().get_mut(peer) {
+        self.tails().forget(peer, up_to);
+    }
+}
+
+impl Tails {
+    fn push(&mut self, message: Queued) {
+        let tail = self.of.entry(message.peer).or_default();
+        let before = tail.bytes;
+        tail.push(message.epoch, message.sequence, message.envelope);
+        self.bytes = self.bytes - before + tail.bytes;
+        while self.bytes > MAX_TAILS_BYTES {
+            // That of a peer which has been away for long, most likely.
+            let Some(largest) = self.of.values_mut().max_by_key(|tail| tail.bytes) else {
+                return;
+            };
+            self.bytes -= std::mem::take(&mut largest.bytes);
+            largest.messages.clear();
+        }
+    }
+
+    fn forget(&mut self, peer: &X500Name, up_to: u64) {
+        if let Some(tail) = self.of.get_mut(peer) {
+            let before = tail.bytes;
             tail.forget(up_to);
+            self.bytes = self.bytes - before + tail.bytes;
         }
     }
 }
@@ -600,5 +650,33 @@ mod tests {
         // A queue that counts anew has nothing to do with the former one.
         full.push([8; 16], 1, Arc::from([0; 8].as_slice()));
         assert_eq!(full.messages.len(), 1);
+    }
+
+    #[test]
+    fn tails_of_many_peers_together_stay_within_their_bound() {
+        let mut tails = Tails::default();
+        let peer =
+            |number: usize| X500Name::new(&format!("Party {number}"), "London", "GB").unwrap();
+        let body: Arc<[u8]> = Arc::from(vec![0; 1024 * 1024]);
+        let megabytes = 2 * MAX_TAILS_BYTES / body.len();
+        for number in 0..megabytes {
+            // One peer has much more than the others.
+            let peer = peer(if number % 4 == 0 { number } else { 1 });
+            tails.push(Queued {
+                peer,
+                sequence: number as u64 + 1,
+                epoch: EPOCH,
+                envelope: Arc::clone(&body),
+            });
+            assert!(tails.bytes <= MAX_TAILS_BYTES);
+            let sum: usize = tails.of.values().map(|tail| tail.bytes).sum();
+            assert_eq!(tails.bytes, sum);
+        }
+        // The small ones were not sacrificed.
+        assert_eq!(tails.of[&peer(0)].messages.len(), 1);
+        tails.forget(&peer(0), 1);
+        assert_eq!(tails.of[&peer(0)].messages.len(), 0);
+        let sum: usize = tails.of.values().map(|tail| tail.bytes).sum();
+        assert_eq!(tails.bytes, sum);
     }
 }

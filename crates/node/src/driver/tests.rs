@@ -162,13 +162,17 @@ impl World {
             RetryPolicy::default(),
         );
         let (flows, intake) = intake(&clock, &tasks);
+        let metrics = Metrics::new();
         let post = Post::new(
-            store.clone(),
-            writer.clone(),
-            flows.clone(),
-            None,
-            network,
-            BTreeSet::from([me.clone()]),
+            crate::post::Parts {
+                store: store.clone(),
+                writer: writer.clone(),
+                flows: flows.clone(),
+                desk: None,
+                network,
+                own: BTreeSet::from([me.clone()]),
+                metrics: crate::metrics::PostMetrics::new(&metrics),
+            },
             &tasks,
         );
         let host = Host::new(
@@ -188,7 +192,7 @@ impl World {
             post: post.clone(),
             clock,
             entropy: Entropy::system(),
-            metrics: FlowMetrics::new(&Metrics::new()),
+            metrics: FlowMetrics::new(&metrics),
             tasks: tasks.clone(),
         };
         tasks.spawn("flows", Driver::new(parts, intake).run(Vec::new()));
