@@ -86,7 +86,7 @@ fn survive(checkpoint: Checkpoint) {
     assert!(
         matches!(
             status,
-            Some(FlowStatus::Suspended | FlowStatus::Hospitalised | FlowStatus::Completed)
+            Some(FlowStatus::Suspended | FlowStatus::Hospitalised | FlowStatus::Runnable)
         ),
         "{status:?}"
     );
@@ -107,7 +107,11 @@ fn survive(checkpoint: Checkpoint) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #![proptest_config(ProptestConfig {
+        cases: 2_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn envelopes_come_back_as_they_were(envelope in envelope()) {

@@ -170,6 +170,28 @@ fn a_checkpoint_that_was_read_too_early_is_not_believed() {
     bench.deliver("You", id, false, 0, text("one"));
     assert_eq!(bench.machine.len(), 1);
 
+    // Nor when the flow stands still again by the time it comes.
+    let mut bench = Bench::new();
+    let (flow, id) = talking(&mut bench);
+    let actions = bench.handle(Event::Pause { flow });
+    bench.settle(actions);
+    bench.handle(Event::Retry { flow });
+    bench.handle(Event::Retry { flow });
+    let actions = bench.restore(flow);
+    bench.settle(actions);
+    let (_, actions) = bench.deliver("You", id, false, 0, text("one"));
+    bench.settle(actions);
+    let actions = bench.handle(Event::Pause { flow });
+    bench.settle(actions);
+    assert_eq!(restored(&mut bench), [], "nobody wants it to run");
+    bench.handle(Event::Retry { flow });
+    assert_eq!(restored(&mut bench), [], "its last step is missing");
+    let actions = bench.restore(flow);
+    bench.settle(actions);
+    let (_, actions) = bench.deliver("You", id, false, 1, text("two"));
+    bench.settle(actions);
+    assert_eq!(bench.result(flow)[2..], ["one", "two"]);
+
     // Nor does it bring a flow back that has ended meanwhile.
     let mut bench = Bench::new();
     let (flow, _) = talking(&mut bench);
@@ -361,6 +383,23 @@ fn bad_news_stops_the_sender() {
         assert!(said[4].contains(expected), "{said:?}");
         assert!(said[5].contains("ended"), "{said:?}");
     }
+}
+
+#[test]
+fn an_end_can_come_with_the_last_words() {
+    let mut bench = Bench::new();
+    let (flow, id) = talking(&mut bench);
+    let body = SessionMessage::Data {
+        payload: b"\"bye\"".to_vec(),
+        last: true,
+    };
+    let (_, actions) = bench.deliver("You", id, false, 0, body);
+    let step = only_commit(&actions);
+    assert_eq!(step.outgoing, [], "the other side is gone");
+    bench.settle(actions);
+    let said = bench.result(flow);
+    assert_eq!(said[2], "bye");
+    assert!(said[3].contains("ended while this flow waited"), "{said:?}");
 }
 
 #[test]

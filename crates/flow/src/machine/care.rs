@@ -92,7 +92,7 @@ impl Machine {
         }
         run.set_aside();
         self.timers.set(flow, run, None);
-        self.census.moves(run, FlowStatus::Killed);
+        self.census.moves(run, FlowStatus::Runnable);
         run.since = now;
         run.committing = Some(After::Remove);
         let mail = std::mem::take(&mut run.mail);

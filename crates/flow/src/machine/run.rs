@@ -142,6 +142,7 @@ pub(super) struct Run {
     pub(super) start: FlowStart,
     /// The start is durable.
     pub(super) recorded: bool,
+    /// Never an end: that counts when it is durable, and then the flow is not here any more.
     pub(super) status: FlowStatus,
     /// The status in the last commit.
     pub(super) durable: FlowStatus,
@@ -353,12 +354,7 @@ impl Run {
             class: self.start.class.clone(),
             client_id: self.start.client_id.clone(),
             origin: self.start.origin.clone(),
-            // An end counts when it is durable, and then the flow is not here any more.
-            status: if self.status.ended() {
-                FlowStatus::Runnable
-            } else {
-                self.status
-            },
+            status: self.status,
             progress: self.progress.clone(),
             waiting_for,
             started_at: self.start.started_at,

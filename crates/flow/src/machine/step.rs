@@ -208,7 +208,9 @@ impl Machine {
         run.next_base = Some((Box::new(header), run.journaled + step.entries.len()));
         run.in_doubt = taken;
         run.committing = Some(after);
-        self.census.moves(run, status);
+        let ends = step.outcome.is_some();
+        self.census
+            .moves(run, if ends { FlowStatus::Runnable } else { status });
         run.durable = status;
         run.ailment = None;
         run.since = now;

@@ -17,7 +17,7 @@ use quorate_identity::{PublicKey, SecureHash, X500Name};
 use quorate_ledger::vault::{Criteria, VaultQuery};
 use quorate_ledger::{
     Command, Contract, ContractState, ContractViolation, LedgerTransaction, SignedTransaction,
-    StateAndRef, TransactionBuilder, TransactionState, TxId,
+    StateAndRef, StateRef, TransactionBuilder, TransactionState, TxId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -157,7 +157,13 @@ impl Flow for Issue {
     async fn call(self, ctx: Context) -> Result<TxId, FlowError> {
         let me = ctx.me().owning_key;
         let tx = transact(&ctx, &[], &[(me, self.amount)]).await?;
-        Ok(finalise(&ctx, &tx, &[]).await?.id())
+        let id = finalise(&ctx, &tx, &[]).await?.id();
+        // What was just recorded can be read.
+        let made = ctx.states(vec![StateRef::new(id, 0)]).await?;
+        if worth(&made)? != self.amount {
+            return Err(FlowError::failed("another coin was made"));
+        }
+        Ok(id)
     }
 }
 
@@ -382,6 +388,8 @@ pub(crate) enum Manner {
     WeFail(u64),
     /// The initiator closes the session, and lives on.
     Close,
+    /// The initiator ends with a question whose answer it does not wait for.
+    Farewell,
     /// The initiator waits so many milliseconds for an answer, which takes a while.
     Impatient(u64),
     /// Nobody answers such a flow.
@@ -443,6 +451,9 @@ impl Flow for Chat {
                 _ => session.receive().await?,
             };
             expect(answer, question)?;
+        }
+        if self.manner == Manner::Farewell {
+            session.send(&self.questions).await?;
         }
         if self.manner == Manner::Close {
             session.close().await?;

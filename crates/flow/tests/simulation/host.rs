@@ -100,6 +100,15 @@ pub(crate) fn answer(
                 .filter_map(|id| store.final_transaction(id).cloned())
                 .collect(),
         ),
+        HostRequest::States { refs } => {
+            let mut states = Vec::new();
+            for reference in refs {
+                let maker = store.final_transaction(&reference.tx);
+                let state = maker.and_then(|maker| maker.wire().output(reference.index));
+                states.push(state.ok_or_else(|| FlowError::unknown(reference))?);
+            }
+            Reply::States(states)
+        }
         HostRequest::Query(_) => {
             let states: Vec<VaultState> = store
                 .unconsumed()

@@ -23,7 +23,7 @@ use crate::oracle::Tally;
 use crate::world::World;
 
 /// Runs that every build makes.
-const SEEDS: u64 = 6_000;
+const SEEDS: u64 = 4_000;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
@@ -88,6 +88,7 @@ fn simulate(seed: u64, trace: bool) -> Tally {
                     Manner::TheyFail(at),
                     Manner::WeFail(at),
                     Manner::Close,
+                    Manner::Farewell,
                     Manner::Impatient(wait),
                     Manner::Unanswered,
                 ]);
