@@ -34,11 +34,12 @@ const GAVE_UP: u8 = 69;
 const ENDED_BY_SIGNAL: u8 = 128;
 
 /// Run a node, check it, and start it again when it has ended or no longer works
-///
-/// Exit codes: 0 the node ended because an operator asked it, or the watchdog, to; 69 it was
-/// restarted too often, and nobody looks after it any more; 75 another instance serves and the
-/// node is configured not to wait; 78 the node cannot follow its configuration.
 #[derive(Args)]
+#[command(after_help = "Exit codes:\n  \
+    0   the node has ended because an operator asked it, or this watchdog, to\n  \
+    69  it had to be restarted too often, and nobody looks after it any more\n  \
+    75  another instance serves, and the node is configured not to wait (whenHeld = EXIT)\n  \
+    78  the node cannot follow its configuration")]
 pub(crate) struct Arguments {
     /// Seconds between two checks
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
