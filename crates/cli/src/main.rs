@@ -9,6 +9,7 @@ mod holdings;
 mod local_network;
 mod network;
 mod node;
+mod rpc_ssl;
 mod service_manager;
 mod shell;
 mod watchdog;

@@ -37,6 +37,9 @@ pub(crate) struct Arguments {
     /// 'quorate_node=debug:info'
     #[arg(long)]
     logging_level: Option<LogSpec>,
+    /// Do not continue the flows of before, but keep them paused until they are retried
+    #[arg(long)]
+    pause_all_flows: bool,
     /// What to do about keys of the configuration that nobody knows: fail, warn or ignore
     #[arg(long, global = true)]
     on_unknown_config_keys: Option<OnUnknownKeys>,
@@ -67,6 +70,8 @@ enum Command {
     ValidateConfiguration,
     /// Write the node's signed entry for other nodes' network maps, and stop
     GenerateNodeInfo,
+    /// Make a certificate for the RPC server, and what clients need to trust it
+    GenerateRpcSslSettings(crate::rpc_ssl::Arguments),
     /// Ask the process that runs in the base directory for its role
     Status,
     /// Let the standby in the base directory take over when the lease lapses
@@ -135,7 +140,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         None => {
             // Whoever looks after this process must know whether starting it again can help.
             let served = match configuration {
-                Ok(configuration) => serve(arguments, configuration).await,
+                Ok(mut configuration) => {
+                    configuration.pause_all_flows |= arguments.pause_all_flows;
+                    serve(arguments, configuration).await
+                }
                 Err(error) => return Ok(failed(&error, MISCONFIGURED)),
             };
             return Ok(served.unwrap_or_else(|error| {
@@ -157,6 +165,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
             let file = quorate_node::write_node_info(&configuration, &Clock::system())?;
             println!("{}", file.display());
             Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::GenerateRpcSslSettings(arguments)) => {
+            crate::rpc_ssl::run(&arguments, &configuration.base_directory)
         }
         Some(Command::Status) => tell(&configuration, Question::Status).await,
         Some(Command::Promote { force }) => tell(&configuration, Question::Promote { force }).await,
