@@ -1,5 +1,7 @@
 //! Bytes from network and disk that are not what they should be: refused, never a panic.
 
+#![allow(clippy::panic, reason = "a test says why it fails")]
+
 mod bench;
 
 use bench::{Bench, Op, name, only_commit, text};

@@ -5,6 +5,8 @@
 //! and keep reading the old one. `QUORATE_WRITE_GOLDEN=1 cargo test -p quorate-flow --test golden`
 //! writes the files anew, which is right only for what no node has ever stored.
 
+#![allow(clippy::panic, reason = "a test says why it fails")]
+
 mod bench;
 
 use std::collections::BTreeMap;

@@ -4,6 +4,12 @@
 //! how many runs are made, `QUORATE_SIM_FIRST=n` where they begin. Where to start reading: the
 //! flows in `app`, then `world` (what happens and what goes wrong), then `oracle` (what must hold).
 
+#![allow(
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test says why it fails"
+)]
+
 mod app;
 mod host;
 mod oracle;
