@@ -120,8 +120,12 @@ impl Node {
             why = &mut lost => Err(Ending::Lost(why)),
             started = Active::start(&self.prepared, fence.clone(), tasks, &services) => Ok(started),
         };
+        let served = matches!(started, Ok(Ok(_)));
         let ending = match started {
-            Ok(Ok(active)) => return self.serve_with(active, fence, tasks, lost, told).await,
+            Ok(Ok(active)) => {
+                let lost = lost.as_mut();
+                Ok(self.serve_with(active, fence, tasks, lost, told).await)
+            }
             Ok(Err(NodeError::Store(error))) if error.is_transient() => Ok(Ending::Lost(format!(
                 "the database failed while this instance was starting to serve: {}",
                 chain(&error)
@@ -129,10 +133,15 @@ impl Node {
             Ok(Err(error)) => Err(error),
             Err(ending) => Ok(ending),
         };
-        if let Ok(Ending::Lost(reason)) = &ending {
+        if let Ok(Ending::Lost(reason)) = &ending
+            && !served
+        {
             tracing::error!(reason, "this instance does not get to serve");
         }
+        // What has not stopped by now.
         services.cut_off().await;
+        // If the lease is still ours (it was the database, or this process, that failed), the next one
+        // need not wait until it lapses.
         self.give_back(fence).await;
         ending
     }
@@ -142,9 +151,9 @@ impl Node {
         active: Active,
         fence: &Fence,
         tasks: &Tasks,
-        lost: Pin<&mut impl Future<Output = String>>,
+        mut lost: Pin<&mut impl Future<Output = String>>,
         told: &mut impl FnMut(Milestone),
-    ) -> Result<Ending, NodeError> {
+    ) -> Ending {
         self.readiness.set(
             self.report(true, "active")
                 .with("generation", fence.generation()),
@@ -162,7 +171,7 @@ impl Node {
             () = shutdown.requested() => Ending::Shutdown,
             () = self.control.handover_wanted() => Ending::HandOver,
             reason = active.failed() => Ending::Lost(reason),
-            why = lost => Ending::Lost(why),
+            why = &mut lost => Ending::Lost(why),
         };
         if let Ending::Lost(reason) = &ending {
             tracing::error!(reason, "this instance stops serving");
@@ -175,15 +184,19 @@ impl Node {
         }
         let reports = match &ending {
             Ending::Lost(_) => active.cut_off().await,
-            Ending::Shutdown | Ending::HandOver => active.stop().await,
+            // Meanwhile the lease is renewed; without it there is nothing to finish.
+            Ending::Shutdown | Ending::HandOver => tokio::select! {
+                reports = active.stop() => reports,
+                reason = &mut lost => {
+                    tracing::error!(reason, "this instance could not finish what was under way");
+                    Vec::new()
+                }
+            },
         };
         for report in reports.into_iter().filter(|report| !report.is_clean()) {
             tracing::warn!(%report, "not everything had finished when the instance stopped serving");
         }
-        // If it is still ours (it was the database, or this process, that failed), the next one need
-        // not wait until it lapses.
-        self.give_back(fence).await;
-        Ok(ending)
+        ending
     }
 
     /// Waits until the lease is ours; `None` if shutdown was requested first. `not_before` is a
