@@ -372,8 +372,8 @@ impl Service {
             Ok(decided) => decided,
             Err(refused) => return Ok(Err(refused)),
         };
-        sink(queued);
         self.count(asked, &results);
+        sink(queued);
         if !callers.is_empty() {
             let signed = answers.signatures(&results);
             for (index, pending) in callers {

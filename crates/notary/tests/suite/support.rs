@@ -1,6 +1,6 @@
 //! A notary at its desk, and those who ask it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
@@ -259,7 +259,8 @@ pub(crate) struct Desk {
     pub(crate) time: ManualClock,
     pub(crate) metrics: Metrics,
     tasks: Tasks,
-    sent: watch::Sender<u64>,
+    /// Sessions whose answers have been handed on for sending, by this desk or before it.
+    sent: watch::Sender<BTreeSet<SessionId>>,
     sequences: Mutex<BTreeMap<X500Name, u64>>,
 }
 
@@ -307,11 +308,24 @@ impl Desk {
             NotaryMetrics::new(&metrics),
         );
         let tasks = Tasks::with_shutdown("notary", Shutdown::new());
-        let sent = watch::Sender::new(0);
+        let mut answered = BTreeSet::new();
+        for queue in store.outbox_peers().await.unwrap() {
+            let page = store.outbox(&queue.peer, 0, 100_000).await.unwrap();
+            let envelopes = page
+                .messages
+                .iter()
+                .map(|(_, bytes)| Envelope::decode(bytes));
+            answered.extend(envelopes.map(|envelope| envelope.unwrap().session));
+        }
+        let sent = watch::Sender::new(answered);
         let sink = {
             let sent = sent.clone();
             Arc::new(move |queued: Vec<Queued>| {
-                sent.send_modify(|count| *count += queued.len() as u64);
+                let envelopes = queued
+                    .iter()
+                    .map(|queued| Envelope::decode(&queued.envelope));
+                let sessions = envelopes.map(|envelope| envelope.unwrap().session);
+                sent.send_modify(|sent| sent.extend(sessions));
             })
         };
         service.start(&tasks, sink);
@@ -430,17 +444,13 @@ impl Desk {
         session: SessionId,
     ) -> NotarisationAnswer {
         let mut sent = self.sent.subscribe();
-        let looking = async {
-            loop {
-                if let Some(answer) = self.answers(from).await.remove(&session) {
-                    return answer;
-                }
-                sent.changed().await.unwrap();
-            }
-        };
-        tokio::time::timeout(PATIENCE, looking)
+        let sending = sent.wait_for(|sent| sent.contains(&session));
+        tokio::time::timeout(PATIENCE, sending)
             .await
             .expect("an answer in time")
+            .unwrap();
+        let answer = self.answers(from).await.remove(&session);
+        answer.expect("what is sent lies in the outbox")
     }
 
     pub(crate) async fn answer(&self, session: SessionId) -> NotarisationAnswer {
