@@ -96,7 +96,7 @@ impl Node {
                 }
             }
         }
-        self.readiness.set(self.report(false, "stopping"));
+        self.publish(self.report(false, "stopping"));
         // Of what is still connected to a database that does not answer, the process's end is the end.
         let _ = timeout(FAREWELL, self.prepared.store.close()).await;
         Ok(())
@@ -109,7 +109,7 @@ impl Node {
         tasks: &Tasks,
         told: &mut impl FnMut(Milestone),
     ) -> Result<Ending, NodeError> {
-        self.readiness.set(self.report(false, "starting"));
+        self.publish(self.report(false, "starting"));
         let shutdown = tasks.shutdown().clone();
         let services = Services::new();
         let mut lost = pin!(self.hold(fence, &services));
@@ -154,7 +154,7 @@ impl Node {
         mut lost: Pin<&mut impl Future<Output = String>>,
         told: &mut impl FnMut(Milestone),
     ) -> Ending {
-        self.readiness.set(
+        self.publish(
             self.report(true, "active")
                 .with("generation", fence.generation()),
         );
@@ -176,7 +176,7 @@ impl Node {
         if let Ending::Lost(reason) = &ending {
             tracing::error!(reason, "this instance stops serving");
         }
-        self.readiness.set(self.report(false, "stopping"));
+        self.publish(self.report(false, "stopping"));
         self.control.not_serving();
         metrics.not_active();
         for component in ["database", "flows"] {
@@ -225,8 +225,7 @@ impl Node {
             let Ok(looked) = looked else {
                 tracing::warn!("a standby's database has not answered within {LOOK_PATIENCE:?}");
                 let why = "it does not answer".to_owned();
-                self.readiness
-                    .set(self.report(false, "standby").with("database", why));
+                self.publish(self.report(false, "standby").with("database", why));
                 continue;
             };
             let pause = match looked {
@@ -236,14 +235,13 @@ impl Node {
                     lapses_in.min(LOOK_EVERY)
                 }
                 Ok(Look::Free) => {
-                    self.readiness.set(self.report(false, "standby"));
+                    self.publish(self.report(false, "standby"));
                     LOOK_EVERY
                 }
                 Err(error) if error.is_transient() => {
                     let why = chain(&error);
                     tracing::warn!(why, "a standby cannot reach its database");
-                    self.readiness
-                        .set(self.report(false, "standby").with("database", why));
+                    self.publish(self.report(false, "standby").with("database", why));
                     DATABASE_PAUSE
                 }
                 Err(error) => return Err(error.into()),
@@ -314,7 +312,7 @@ impl Node {
         let waits_for_promotion =
             when_held == WhenHeld::Manual && self.control.promotion().is_none();
         let holder = lease.holder.instance();
-        self.readiness.set(
+        self.publish(
             self.report(false, "standby")
                 .with("holder", holder.clone())
                 .with("generation", lease.generation)
@@ -400,11 +398,15 @@ impl Node {
     }
 
     fn report(&self, ready: bool, status: &str) -> ReadyReport {
-        let report = ReadyReport::new(ready, status)
+        ReadyReport::new(ready, status)
             .with("node", self.prepared.identification.legal_name.to_string())
-            .with("instance", self.prepared.identification.instance.clone());
+            .with("instance", self.prepared.identification.instance.clone())
+    }
+
+    /// To load balancers and to operators alike.
+    fn publish(&self, report: ReadyReport) {
         self.control.publish(&report);
-        report
+        self.readiness.set(report);
     }
 
     fn watch_health(&self, active: &Active) {
