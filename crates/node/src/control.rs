@@ -33,6 +33,12 @@ const MAX_LINE: u64 = 64 * 1024;
 /// Conversations at a time.
 const MAX_CONVERSATIONS: usize = 16;
 
+/// How long one may take.
+const CONVERSATION: Duration = Duration::from_secs(60);
+
+/// Pause after the system could not give us a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
+
 /// How long a self-check may take before it has failed.
 pub const SELF_CHECK_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -250,9 +256,19 @@ impl Control {
     }
 
     /// Opens the socket in `base_directory` and answers there until the owner stops. A socket
-    /// that a dead process has left is replaced.
+    /// that a dead process has left is replaced; one that a living process serves is not.
     pub fn listen(&self, base_directory: &Path, clock: Clock, tasks: &Tasks) -> io::Result<()> {
         let path = base_directory.join(CONTROL_SOCKET);
+        if std::os::unix::net::UnixStream::connect(&path).is_ok() {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!(
+                    "another process serves from {}; stop it first, or give this instance a base \
+                     directory of its own",
+                    base_directory.display()
+                ),
+            ));
+        }
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -269,16 +285,29 @@ impl Control {
                     () = shutdown.requested() => break,
                     accepted = listener.accept() => accepted,
                 };
-                let (Ok((stream, _)), Ok(permit)) =
-                    (accepted, Arc::clone(&permits).acquire_owned().await)
-                else {
-                    continue;
+                let stream = match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        tracing::warn!(%error, "the control socket takes nobody just now");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        continue;
+                    }
                 };
+                let permit = tokio::select! {
+                    () = shutdown.requested() => break,
+                    permit = Arc::clone(&permits).acquire_owned() => permit,
+                };
+                let Ok(permit) = permit else { break };
                 let (control, clock) = (control.clone(), clock.clone());
                 conversations.spawn("conversation", async move {
                     let _permit = permit;
-                    if let Err(error) = converse(stream, &control, &clock).await {
-                        tracing::debug!(%error, "a conversation over the control socket ended early");
+                    let conversation = converse(stream, &control, &clock);
+                    match tokio::time::timeout(CONVERSATION, conversation).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => {
+                            tracing::debug!(%error, "a conversation over the control socket ended early");
+                        }
+                        Err(_) => tracing::debug!("a conversation over the control socket took too long"),
                     }
                 });
             }

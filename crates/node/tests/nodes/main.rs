@@ -7,6 +7,7 @@
 )]
 
 mod app;
+mod leases;
 mod lifecycle;
 mod notaries;
 mod operators;
