@@ -16,8 +16,7 @@ fn threads() -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn starting_and_stopping_leaves_nothing_behind() {
     let world = World::new(vec![plan("PartyA")]).await;
-    let mut files = Vec::new();
-    let mut tasks = Vec::new();
+    let mut before = usize::MAX;
     for round in 0..30 {
         let a = world.start("PartyA").await;
         if round % 5 == 0 {
@@ -27,17 +26,52 @@ async fn starting_and_stopping_leaves_nothing_behind() {
         }
         a.stop().await;
         eventually("all tasks have ended", || async { alive_tasks() <= 1 }).await;
-        files.push(open_files());
-        tasks.push(threads());
+        // The first rounds fill caches and pools of threads; from then on nothing is added.
+        let what = format!("round {round}: no more than {before} open files");
+        eventually(&what, || async { open_files() <= before }).await;
+        if round == 5 {
+            before = open_files();
+        }
+        assert!(threads() < 64, "round {round}: {} threads", threads());
     }
     assert_eq!(world.outside("PartyA").performed.lock().unwrap().len(), 6);
-    // The first rounds fill caches and pools of threads; from then on nothing is added.
-    let most = *files[5..10].iter().max().unwrap();
-    assert!(
-        files[25..].iter().all(|count| *count <= most),
-        "open files: {files:?}"
-    );
-    assert!(tasks.iter().all(|count| *count < 64), "threads: {tasks:?}");
+}
+
+/// A start that is broken off says why, gives the lease back and lets go of what it had opened.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_fails_leaves_nothing_behind() {
+    let world = World::new(vec![plan("PartyA")]).await;
+    let a = world.start("PartyA").await;
+    let addresses = a.addresses.clone();
+    a.stop().await;
+    let mut before = None;
+    for address in [addresses.p2p, addresses.rpc, addresses.web.unwrap()].repeat(3) {
+        let occupied = std::net::TcpListener::bind(address).unwrap();
+        let error = world
+            .try_start("PartyA")
+            .await
+            .err()
+            .expect("the port is taken");
+        let text = quorate_runtime::tasks::chain(&error);
+        assert!(text.contains(&address.to_string()), "{text}");
+        drop(occupied);
+        eventually("all tasks have ended", || async { alive_tasks() <= 1 }).await;
+        // Connections to the database close a moment later.
+        match before {
+            None => before = Some(open_files()),
+            Some(before) => {
+                let what = format!("no more than {before} open files");
+                eventually(&what, || async { open_files() <= before }).await;
+            }
+        }
+    }
+    // Nobody has to wait for a lease to lapse.
+    let a = world.start("PartyA").await;
+    let client = a.client().await;
+    run(&client, "test.Notify", json!({ "text": "x" }))
+        .await
+        .unwrap();
+    a.stop().await;
 }
 
 fn alive_tasks() -> usize {

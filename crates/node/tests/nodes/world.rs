@@ -184,6 +184,12 @@ database {{ runMigration = true }}
 
     /// Starts a node and returns when it serves.
     pub(crate) async fn start(&self, organisation: &'static str) -> Running {
+        let started = self.try_start(organisation).await;
+        started.unwrap_or_else(|error| panic!("{organisation} did not start: {error:?}"))
+    }
+
+    /// Starts a node and returns when it serves, or cannot.
+    pub(crate) async fn try_start(&self, organisation: &'static str) -> Result<Running, NodeError> {
         let tasks = Tasks::new("");
         let (metrics, health, readiness) = (Metrics::new(), Health::new(), Readiness::new());
         let endpoint = Operations {
@@ -213,8 +219,7 @@ database {{ runMigration = true }}
             readiness,
             tasks: tasks.clone(),
         })
-        .await
-        .unwrap();
+        .await?;
         let (active, serving) = oneshot::channel();
         let run = {
             let tasks = tasks.clone();
@@ -230,17 +235,20 @@ database {{ runMigration = true }}
                 .await
             })
         };
-        let addresses = match tokio::time::timeout(PATIENCE, serving).await {
-            Ok(Ok(addresses)) => addresses,
-            _ => panic!("{organisation} did not start: {:?}", run.await.unwrap()),
+        let serving = tokio::time::timeout(PATIENCE, serving).await;
+        let Ok(addresses) = serving.unwrap_or_else(|_| panic!("{organisation} hangs")) else {
+            let result = run.await.unwrap();
+            let report = tasks.stop(Duration::from_secs(5)).await;
+            assert!(report.is_clean(), "{organisation}: {report}");
+            return Err(result.expect_err("it has not been asked to stop"));
         };
-        Running {
+        Ok(Running {
             organisation,
             addresses,
             operations,
             tasks,
             run,
-        }
+        })
     }
 
     /// Starts several nodes at once.
