@@ -124,3 +124,21 @@ pub enum HostError {
     #[error(transparent)]
     Failed(#[from] FlowError),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crumbs_are_not_called_missing() {
+        let text = |wanted, available| FlowError::Insufficient { wanted, available }.to_string();
+        assert_eq!(text(5, 3), "not enough in the vault: 5 wanted, 3 available");
+        for available in [5, 6] {
+            let text = text(5, available);
+            assert!(
+                text.contains("more states than one transaction takes"),
+                "{text}"
+            );
+        }
+    }
+}
