@@ -12,6 +12,8 @@ use crate::local_network::LocalNetwork;
 const LOAD_GENERATOR: &str = "load generator";
 /// The name of all of PostgreSQL's processes.
 const POSTGRESQL: &str = "PostgreSQL";
+/// The name of everything else on the machine: figures are good if it has done nothing.
+pub(super) const OTHERS: &str = "others";
 
 /// The processes of a network, and this one.
 pub(super) struct Processes {
@@ -37,7 +39,7 @@ impl Processes {
         let nodes = network
             .nodes
             .iter()
-            .filter_map(|node| Some((node.organisation.to_owned(), node.process()?)));
+            .filter_map(|node| Some((node.label.to_owned(), node.process()?)));
         Self {
             nodes: nodes.collect(),
             postgres: network.postgres().and_then(|server| server.process()),
@@ -67,6 +69,8 @@ impl Processes {
             LOAD_GENERATOR.to_owned(),
             Stat::read(std::process::id())?.own,
         ));
+        let ours: f64 = all.iter().map(|(_, seconds)| seconds).sum();
+        all.push((OTHERS.to_owned(), machine_busy()? - ours));
         Ok(all)
     }
 
@@ -138,6 +142,23 @@ impl Stat {
     }
 }
 
+/// Seconds in which the machine's cores were not idle, together.
+fn machine_busy() -> Result<f64> {
+    let text = fs::read_to_string("/proc/stat").context("looking at the machine's cores")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("cpu "));
+    let ticks: Vec<u64> = line
+        .unwrap_or_default()
+        .split_whitespace()
+        .filter_map(|number| number.parse().ok())
+        .collect();
+    // user nice system [idle iowait] irq softirq steal; the times of guests are in the first two.
+    let busy: u64 = [0, 1, 2, 5, 6, 7]
+        .iter()
+        .filter_map(|index| ticks.get(*index))
+        .sum();
+    Ok(busy as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
 fn children(parent: u32) -> BTreeSet<u32> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     processes
@@ -169,7 +190,7 @@ mod tests {
         assert!(memory[0].resident_bytes > 1 << 20);
         assert!(memory[0].peak_bytes >= Some(memory[0].resident_bytes));
         let names: Vec<String> = this.cpu().expect("cpu").into_iter().map(|c| c.0).collect();
-        assert_eq!(names, ["this", LOAD_GENERATOR]);
+        assert_eq!(names, ["this", LOAD_GENERATOR, OTHERS]);
         assert_eq!(kibibytes("VmRSS:\t  12 kB\n", "VmRSS:"), Some(12_288));
         assert_eq!(kibibytes("VmRSS:\t  12 MB\n", "VmRSS:"), None);
     }

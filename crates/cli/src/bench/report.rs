@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::Look;
 use super::load::Run;
 use super::machine::Machine;
-use super::processes::Memory;
+use super::processes::{Memory, OTHERS};
 
 /// Everything about one run of `quorate bench node`.
 #[derive(Serialize)]
@@ -155,15 +155,18 @@ impl fmt::Display for ScenarioReport {
         if let Some(failure) = &self.first_failure {
             writeln!(f, "              the first: {failure}")?;
         }
-        let used: f64 = self.cpu.iter().map(|cpu| cpu.seconds).sum();
+        let (others, ours): (Vec<&Cpu>, Vec<&Cpu>) =
+            self.cpu.iter().partition(|cpu| cpu.process == OTHERS);
+        let sum = |all: &[&Cpu]| all.iter().map(|cpu| cpu.seconds).sum::<f64>();
+        let (used, elsewhere) = (sum(&ours), sum(&others).max(0.0));
         let mut line = String::new();
-        for Cpu { process, seconds } in &self.cpu {
+        for Cpu { process, seconds } in ours {
             // Writing to a String cannot fail.
             let _ = write!(line, "{process} {seconds:.1}, ");
         }
         write!(
             f,
-            "  CPU s       {line}together {used:.1} in {:.1} s",
+            "  CPU s       {line}together {used:.1} in {:.1} s; others {elsewhere:.1}",
             self.seconds
         )?;
         for (index, commits) in self.commits.iter().enumerate() {
