@@ -268,6 +268,7 @@ impl Active {
             applications: Arc::clone(applications),
             clock: clock.clone(),
             identification: Arc::clone(identification),
+            draining: Arc::default(),
             shutdown: tasks.shutdown().root(),
         });
         let users = Users::new(configuration.rpc_users.iter().cloned())?;

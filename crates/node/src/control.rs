@@ -140,7 +140,10 @@ impl Control {
         self.inner.handover.notified().await;
     }
 
+    /// This instance serves from now on. A hand-over that was asked of its former term is over.
     pub(crate) fn serving(&self, flows: Flows) {
+        use futures::FutureExt as _;
+        let _ = self.inner.handover.notified().now_or_never();
         *self.serving_slot() = Some(flows);
     }
 

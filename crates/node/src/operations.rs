@@ -52,6 +52,8 @@ pub(crate) struct Operations {
     pub(crate) applications: Arc<Applications>,
     pub(crate) clock: Clock,
     pub(crate) identification: Arc<Identification>,
+    /// Held while draining mode changes.
+    pub(crate) draining: Arc<tokio::sync::Mutex<()>>,
     /// Ends the process.
     pub(crate) shutdown: Shutdown,
 }
@@ -625,6 +627,8 @@ impl NodeOperations for Operations {
 
     fn set_flows_draining_mode(&self, enabled: bool) -> Answer<'_, ()> {
         Box::pin(async move {
+            // Store and machine must hear of two calls in the same order.
+            let _turn = self.draining.lock().await;
             self.commit(UnitOfWork::setting(DRAINING, Some(enabled.to_string())))
                 .await?;
             self.flows.set_draining(enabled).await;
