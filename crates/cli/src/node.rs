@@ -1,5 +1,6 @@
 //! `quorate node`: runs a node until it is asked to stop.
 
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -16,6 +17,13 @@ use quorate_runtime::{Clock, Entropy, Metrics, Tasks, host, http};
 
 use crate::service_manager::ServiceManager;
 use crate::watchdog::{self, Checked, HELD, MISCONFIGURED};
+
+/// Prints a line. A node does not end because nobody reads what it prints any more.
+macro_rules! show {
+    ($($text:tt)*) => {{
+        let _ = writeln!(io::stdout(), $($text)*);
+    }};
+}
 
 /// How long everything outside of the node may take to stop.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -125,10 +133,12 @@ pub(crate) fn load_options() -> LoadOptions {
 }
 
 /// Environment variables of this program that are not overrides of configuration keys.
-const RESERVED_VARIABLES: [&str; 4] = [
+const RESERVED_VARIABLES: [&str; 6] = [
     "QUORATE_PROFILE",
-    "QUORATE_PASSWORD",
     "QUORATE_REVISION",
+    "QUORATE_RPC_ADDRESS",
+    "QUORATE_RPC_PASSWORD",
+    "QUORATE_RPC_USER",
     "QUORATE_TEST_POSTGRES",
 ];
 
@@ -157,13 +167,13 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     let configuration = configuration?;
     match arguments.command {
         Some(Command::ValidateConfiguration) => {
-            print!("{}", configuration.describe());
-            println!("The configuration is valid.");
+            show!("{}", configuration.describe().trim_end());
+            show!("The configuration is valid.");
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::GenerateNodeInfo) => {
             let file = quorate_node::write_node_info(&configuration, &Clock::system())?;
-            println!("{}", file.display());
+            show!("{}", file.display());
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::GenerateRpcSslSettings(arguments)) => {
@@ -181,7 +191,8 @@ const FAILED: u8 = 1;
 
 /// Tells why the node does not run: on the console, and as the last line of its log.
 fn failed(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("quorate: {error:#}");
+    // Nobody may be left who reads it.
+    let _ = writeln!(io::stderr(), "quorate: {error:#}");
     tracing::error!(error = format!("{error:#}"), "the node does not run");
     ExitCode::from(code)
 }
@@ -193,6 +204,7 @@ fn hopeless(error: &anyhow::Error) -> Option<u8> {
         NodeError::Held { .. } => Some(HELD),
         NodeError::Applications(_)
         | NodeError::NetworkMap(_)
+        | NodeError::OtherIdentity { .. }
         | NodeError::Keys(_)
         | NodeError::Users(_)
         | NodeError::RpcTls(_) => Some(MISCONFIGURED),
@@ -226,18 +238,18 @@ async fn serve(arguments: Arguments, configuration: NodeConfiguration) -> Result
     })?;
 
     banner();
-    println!("Logs can be found in              : {}", log_file.display());
+    show!("Logs can be found in              : {}", log_file.display());
     if configuration.dev_mode {
-        println!(
+        show!(
             "! ATTENTION: This node is running in development mode! \
              This is not safe for production deployment."
         );
     }
     for warning in &configuration.findings.warnings {
-        println!("! {warning}");
+        show!("! {warning}");
         tracing::warn!("{warning}");
     }
-    println!(
+    show!(
         "Database connection url is        : {}",
         configuration.database.url
     );
@@ -246,7 +258,7 @@ async fn serve(arguments: Arguments, configuration: NodeConfiguration) -> Result
         .iter()
         .map(ToString::to_string)
         .collect();
-    println!(
+    show!(
         "Advertised P2P messaging addresses: {}",
         advertised.join(", ")
     );
@@ -262,7 +274,7 @@ async fn serve(arguments: Arguments, configuration: NodeConfiguration) -> Result
     let readiness = Readiness::new();
     if let Some(address) = &configuration.operations_address {
         let server = http::Server::bind("operations endpoint", &address.to_string()).await?;
-        println!("Operations address                : {}", server.address());
+        show!("Operations address                : {}", server.address());
         let operations = Operations {
             health: health.clone(),
             readiness: readiness.clone(),
@@ -295,7 +307,7 @@ async fn serve(arguments: Arguments, configuration: NodeConfiguration) -> Result
         .iter()
         .map(|(name, version)| format!("{name} (version {version})"))
         .collect();
-    println!(
+    show!(
         "Loaded {} app(s)                  : {}",
         apps.len(),
         apps.join(", ")
@@ -317,18 +329,18 @@ async fn serve(arguments: Arguments, configuration: NodeConfiguration) -> Result
                 waits_for_promotion,
             } => {
                 manager.ready(&format!("standing by: {holder} holds the lease"));
-                println!(
+                show!(
                     "Node for \"{organisation}\" stands by: {holder} holds the lease, \
                      which lapses in {:.1} s without a sign of life",
                     lapses_in.as_secs_f64()
                 );
                 if waits_for_promotion {
-                    println!("It takes over when you say so: `quorate node promote`");
+                    show!("It takes over when you say so: `quorate node promote`");
                 }
             }
             Milestone::SteppedDown { reason } => {
                 manager.ready(&format!("standing by: {reason}"));
-                println!("Node for \"{organisation}\" serves no more: {reason}");
+                show!("Node for \"{organisation}\" serves no more: {reason}");
             }
             Milestone::Active {
                 addresses,
@@ -338,12 +350,12 @@ async fn serve(arguments: Arguments, configuration: NodeConfiguration) -> Result
                     "active in generation {generation}: P2P {}, RPC {}",
                     addresses.p2p, addresses.rpc
                 ));
-                println!("P2P messaging listens on          : {}", addresses.p2p);
-                println!("RPC connection address            : {}", addresses.rpc);
+                show!("P2P messaging listens on          : {}", addresses.p2p);
+                show!("RPC connection address            : {}", addresses.rpc);
                 if let Some(web) = addresses.web {
-                    println!("Web address                       : {web}");
+                    show!("Web address                       : {web}");
                 }
-                println!(
+                show!(
                     "Node for \"{organisation}\" started up and registered in {:.2} sec \
                      (lease generation {generation})",
                     started.elapsed().as_secs_f64()
@@ -358,7 +370,7 @@ async fn serve(arguments: Arguments, configuration: NodeConfiguration) -> Result
     }
     result?;
     let reason = reason.unwrap_or_else(|| "its work is done".to_owned());
-    println!("Node for \"{organisation}\" has stopped: {reason}");
+    show!("Node for \"{organisation}\" has stopped: {reason}");
     tracing::info!(reason, "the node has stopped");
     Ok(if reason == ASKED || reason.starts_with("an operator") {
         ExitCode::SUCCESS
@@ -370,14 +382,14 @@ async fn serve(arguments: Arguments, configuration: NodeConfiguration) -> Result
 /// Asks the running process, and shows what it says.
 async fn tell(configuration: &NodeConfiguration, question: Question) -> Result<ExitCode> {
     let answer = ask(configuration, &question, ANSWER_PATIENCE).await?;
-    println!("role: {}", answer.role);
+    show!("role: {}", answer.role);
     if let Some(report) = answer.report.as_object() {
         for (name, value) in report.iter().filter(|(name, _)| *name != "status") {
-            println!("{name}: {}", value.to_string().trim_matches('"'));
+            show!("{name}: {}", value.to_string().trim_matches('"'));
         }
     }
     if !answer.message.is_empty() {
-        println!("{}", answer.message);
+        show!("{}", answer.message);
     }
     Ok(if answer.ok {
         ExitCode::SUCCESS
@@ -414,7 +426,7 @@ async fn health(configuration: Result<NodeConfiguration>) -> ExitCode {
         Err(error) => {
             // Monitoring shows one line.
             let error = format!("{error:#}").replace('\n', ";");
-            println!("QUORATE UNKNOWN - {error}");
+            show!("QUORATE UNKNOWN - {error}");
             return ExitCode::from(UNKNOWN);
         }
     };
@@ -430,7 +442,7 @@ async fn health(configuration: Result<NodeConfiguration>) -> ExitCode {
         }
         Err(error) => (CRITICAL, "CRITICAL", error.to_string()),
     };
-    println!("QUORATE {word} - {name}: {text}");
+    show!("QUORATE {word} - {name}: {text}");
     ExitCode::from(code)
 }
 
@@ -457,13 +469,13 @@ fn revision() -> &'static str {
 }
 
 fn banner() {
-    println!();
-    println!("   ____                        _       ");
-    println!("  / __ \\__  ______  _________ _/ /____  ");
-    println!(" / / / / / / / __ \\/ ___/ __ `/ __/ _ \\ ");
-    println!("/ /_/ / /_/ / /_/ / /  / /_/ / /_/  __/ ");
-    println!("\\___\\_\\__,_/\\____/_/   \\__,_/\\__/\\___/  ");
-    println!();
-    println!("--- Quorate {} {}", crate::RELEASE, "-".repeat(50));
-    println!();
+    show!();
+    show!("   ____                        _       ");
+    show!("  / __ \\__  ______  _________ _/ /____  ");
+    show!(" / / / / / / / __ \\/ ___/ __ `/ __/ _ \\ ");
+    show!("/ /_/ / /_/ / /_/ / /  / /_/ / /_/  __/ ");
+    show!("\\___\\_\\__,_/\\____/_/   \\__,_/\\__/\\___/  ");
+    show!();
+    show!("--- Quorate {} {}", crate::RELEASE, "-".repeat(50));
+    show!();
 }
