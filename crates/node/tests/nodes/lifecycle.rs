@@ -112,7 +112,7 @@ async fn a_party_becomes_known_while_the_node_runs() {
     .await;
     pay(&client_a, "4", "PartyB").await.unwrap();
     eventually("the money has arrived", || async {
-        balance(&client_b).await == 4_00
+        balance(&client_b).await == 400
     })
     .await;
     assert_eq!(client_a.network_map_snapshot().await.unwrap().len(), 3);

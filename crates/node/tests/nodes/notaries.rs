@@ -23,16 +23,16 @@ async fn nobody_spends_twice(world: &World) {
         error.contains(&paid.to_string()),
         "it names who was first: {error}"
     );
-    assert_eq!(balance(&client_a).await, 6_00);
+    assert_eq!(balance(&client_a).await, 600);
     // A chain of some length.
     for _ in 0..3 {
         eventually("the money has arrived", || async {
-            balance(&client_b).await == 4_00
+            balance(&client_b).await == 400
         })
         .await;
         pay(&client_b, "4", "PartyA").await.unwrap();
         eventually("the money is back", || async {
-            balance(&client_a).await == 10_00
+            balance(&client_a).await == 1000
         })
         .await;
         pay(&client_a, "4", "PartyB").await.unwrap();
@@ -96,10 +96,10 @@ async fn states_change_their_notary() {
         .unwrap();
     run(&client_a, "cash.Payment", under_new).await.unwrap();
     eventually("the money has arrived", || async {
-        balance(&client_b).await == 3_00
+        balance(&client_b).await == 300
     })
     .await;
-    assert_eq!(balance(&client_a).await, 7_00);
+    assert_eq!(balance(&client_a).await, 700);
     // The old one is consumed, also for the old notary.
     let error = run(&client_a, "quorate.ChangeNotary", change)
         .await

@@ -17,7 +17,7 @@ async fn pay_and_look(world: World) {
 
     let issued = issue(&client_a, "100").await;
     let paid = pay(&client_a, "30.50", "PartyB").await.unwrap();
-    assert_eq!(balance(&client_a).await, 69_50);
+    assert_eq!(balance(&client_a).await, 6950);
     // The recipient records a moment later than the payer's flow ends.
     let update = tokio::time::timeout(PATIENCE, track.next())
         .await
@@ -29,7 +29,7 @@ async fn pay_and_look(world: World) {
         update.produced[0].content.as_ref().unwrap()["amount"],
         json!("30.50 GBP")
     );
-    assert_eq!(balance(&client_b).await, 30_50);
+    assert_eq!(balance(&client_b).await, 3050);
 
     // Both have the same transaction with the notary's signature; the payer sees what it consumed.
     let (of_a, of_b) = (
@@ -56,7 +56,7 @@ async fn pay_and_look(world: World) {
     // Back again, all of it, and too much.
     pay(&client_b, "30.50", "PartyA").await.unwrap();
     eventually("the money is back", || async {
-        balance(&client_a).await == 100_00
+        balance(&client_a).await == 10000
     })
     .await;
     assert_eq!(balance(&client_b).await, 0);
