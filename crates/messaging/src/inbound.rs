@@ -290,7 +290,11 @@ impl Reception<'_> {
                 sequence: arrived.sequence,
                 body: arrived.body,
             });
-            if batch.messages.len() < MAX_BATCH && batch.bytes < MAX_BATCH_BYTES {
+            let most = match self.peer.singly.load(Ordering::Relaxed) {
+                0 => MAX_BATCH,
+                _ => 1,
+            };
+            if batch.messages.len() < most && batch.bytes < MAX_BATCH_BYTES {
                 next = self.opened.receiver.recv::<Data>().now_or_never();
             }
         };
@@ -358,11 +362,18 @@ impl Reception<'_> {
                 self.peer
                     .received
                     .fetch_add(count as u64, Ordering::Relaxed);
+                let singly = self.peer.singly.load(Ordering::Relaxed);
+                let left = singly.saturating_sub(count as u64);
+                self.peer.singly.store(left, Ordering::Relaxed);
                 receiver.accept_all(deliveries).await
             }
             Err(refusal) => {
                 tracing::warn!(peer = %self.peer.name, "messages up to {last} were not taken: {refusal}");
-                if refusal.retry {
+                if !refusal.retry && count > 1 {
+                    // One of them is at fault, and the sender must hear which: they come again.
+                    self.peer.singly.store(count as u64, Ordering::Relaxed);
+                }
+                if refusal.retry || count > 1 {
                     let _ = receiver.release_all(deliveries).await;
                 } else {
                     let error = definitions::Error::new(

@@ -254,6 +254,8 @@ pub(crate) struct Peer {
     pub(crate) sent: AtomicU64,
     pub(crate) accepted: AtomicU64,
     pub(crate) received: AtomicU64,
+    /// As many messages of this peer are delivered one by one, to find the one that is refused.
+    pub(crate) singly: AtomicU64,
     state: Mutex<PeerState>,
     /// Held by the one incoming connection of this peer that may deliver.
     pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
@@ -282,6 +284,7 @@ impl Peer {
             sent: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
             received: AtomicU64::new(0),
+            singly: AtomicU64::new(0),
             state: Mutex::default(),
             turn: Arc::default(),
             newest: Mutex::new(CancellationToken::new()),

@@ -189,6 +189,22 @@ async fn a_message_refused_for_good_is_kept_and_shown_and_nothing_overtakes_it()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_one_bad_message_of_many_is_found_and_those_before_it_are_taken() {
+    let (a, b) = (Party::start("PartyA"), Party::start("PartyB"));
+    b.inbox.refuse_message(Some(40));
+    a.send_many(&b.name, 100);
+    a.knows(&b);
+    a.until_bridge(&b.name, "refused", |state| {
+        state == BridgeState::Refused(40)
+    })
+    .await;
+    assert_eq!(b.inbox.sequences(), (1..=39).collect::<Vec<_>>());
+    b.inbox.refuse_message(None);
+    a.settled(&b.name).await;
+    assert_eq!(b.inbox.sequences(), (1..=100).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_too_large_is_refused_at_the_sender_and_what_came_before_is_sent() {
     let small = |options: &mut quorate_messaging::Options| options.max_message_bytes = 1000;
     let (a, b) = (Party::start_with("PartyA", small), Party::start("PartyB"));

@@ -175,6 +175,8 @@ pub(crate) struct Inbox {
     marks: Mutex<BTreeMap<(X500Name, Epoch), u64>>,
     pub(crate) repeated: Mutex<u64>,
     refusing: Mutex<Option<Refusal>>,
+    /// Refuses every batch with this message.
+    bad: Mutex<Option<u64>>,
     gate: watch::Sender<bool>,
     waiting: AtomicUsize,
 }
@@ -186,6 +188,7 @@ impl Default for Inbox {
             marks: Mutex::default(),
             repeated: Mutex::default(),
             refusing: Mutex::default(),
+            bad: Mutex::default(),
             gate: watch::Sender::new(true),
             waiting: AtomicUsize::new(0),
         }
@@ -223,6 +226,10 @@ impl Inbox {
         *self.refusing.lock().unwrap() = refusal;
     }
 
+    pub(crate) fn refuse_message(&self, sequence: Option<u64>) {
+        *self.bad.lock().unwrap() = sequence;
+    }
+
     /// Deliveries that wait at the gate.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::SeqCst)
@@ -250,6 +257,10 @@ impl Inbound for Inbox {
             self.waiting.fetch_sub(1, Ordering::SeqCst);
             if let Some(refusal) = self.refusing.lock().unwrap().clone() {
                 return Err(refusal);
+            }
+            let bad = *self.bad.lock().unwrap();
+            if batch.iter().any(|message| Some(message.sequence) == bad) {
+                return Err(Refusal::permanent("it is nonsense"));
             }
             let mut marks = self.marks.lock().unwrap();
             let mark = marks.entry((from.clone(), epoch)).or_default();
