@@ -405,10 +405,14 @@ pub async fn execute(store: &Store) -> Result<Vec<Migration>, Error> {
     lock(store, &mut connection).await?;
     let doing = "migrating";
     if let Some(schema) = &store.database().schema {
-        connection
-            .script(&format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\""))
-            .await
-            .doing("creating the schema")?;
+        let doing = "creating the schema";
+        let sql = "SELECT nspname::TEXT FROM pg_namespace WHERE nspname = $1";
+        let there = connection.fetch_one(sql, values![schema.as_str()]).await;
+        // `IF NOT EXISTS` asks for the right to create schemas even where there is nothing to create.
+        if there.doing(doing)?.is_none() {
+            let sql = format!("CREATE SCHEMA \"{schema}\"");
+            connection.script(&sql).await.doing(doing)?;
+        }
     }
     connection.script(MIGRATIONS_TABLE).await.doing(doing)?;
     let known = known(store);
@@ -492,8 +496,8 @@ async fn lock(store: &Store, connection: &mut Connection) -> Result<(), Error> {
     .into())
 }
 
-/// Sessions that hold the migration's lock: ids and times.
-const LOCK_HOLDERS: &str = "SELECT CAST(a.pid AS BIGINT), CAST(a.xact_start AS TEXT) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+/// Sessions that hold the migration's lock: ids and times. PostgreSQL hides the times of other users' sessions.
+const LOCK_HOLDERS: &str = "SELECT CAST(a.pid AS BIGINT), COALESCE(CAST(a.xact_start AS TEXT), 'a time that this user may not see') FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2 AND l.classid = CAST($1 AS OID)
       AND CAST(CAST(l.objid AS BIGINT) AS BIT(32)) = CAST(hashtext($2) AS BIT(32)) AND a.datname = current_database()";
 
