@@ -1,6 +1,7 @@
 //! `quorate`: the one program. Arguments, output and exit codes; everything else is in the
 //! crates that it composes. Only here is anything printed, is the environment read, does the
 //! process end.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
 mod database;
@@ -41,7 +42,7 @@ enum Command {
     Network(network::Arguments),
     /// Talk to a running node: start flows, look into the vault, operate
     Shell(shell::ShellArgs),
-    /// See it work: three nodes on this machine issue and pay cash to each other
+    /// See it work: a node on two instances is killed in the midst of payments, and goes on
     Demo(demo::Arguments),
     /// Measure it on this machine
     Bench(bench::Arguments),
@@ -81,7 +82,7 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("quorate: {error:#}");
+            eprintln!("quorate: {}", quorate_runtime::tasks::chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }
