@@ -12,6 +12,7 @@ use quorate_node::control::{self, Answer, Question};
 use quorate_node::{Milestone, Node, NodeError, NodeOptions};
 use quorate_runtime::config::OnUnknownKeys;
 use quorate_runtime::operations::{Health, Operations, Readiness, Version};
+use quorate_runtime::tasks::chain;
 use quorate_runtime::telemetry::{self, FileOptions, LogSpec};
 use quorate_runtime::{Clock, Entropy, Metrics, Tasks, host, http};
 
@@ -191,9 +192,10 @@ const FAILED: u8 = 1;
 
 /// Tells why the node does not run: on the console, and as the last line of its log.
 fn failed(error: &anyhow::Error, code: u8) -> ExitCode {
+    let error = chain(error.as_ref());
     // Nobody may be left who reads it.
-    let _ = writeln!(io::stderr(), "quorate: {error:#}");
-    tracing::error!(error = format!("{error:#}"), "the node does not run");
+    let _ = writeln!(io::stderr(), "quorate: {error}");
+    tracing::error!(error, "the node does not run");
     ExitCode::from(code)
 }
 
@@ -425,7 +427,7 @@ async fn health(configuration: Result<NodeConfiguration>) -> ExitCode {
         Ok(configuration) => configuration,
         Err(error) => {
             // Monitoring shows one line.
-            let error = format!("{error:#}").replace('\n', ";");
+            let error = chain(error.as_ref()).replace('\n', ";");
             show!("QUORATE UNKNOWN - {error}");
             return ExitCode::from(UNKNOWN);
         }
