@@ -130,6 +130,7 @@ async fn node(arguments: NodeArguments) -> Result<ExitCode> {
             ("PartyA", "London", "GB", false),
             ("PartyB", "New York", "US", false),
         ],
+        pair: None,
         arguments: Vec::new(),
     };
     let mut network = LocalNetwork::prepare(&plan)?;
@@ -254,7 +255,7 @@ impl Watched<'_> {
         let mut meters = Vec::new();
         for node in &self.network.nodes {
             let (_, text) = node.get("/metrics").await?;
-            meters.push((node.organisation.to_owned(), Meters::read(&text)));
+            meters.push((node.label.to_owned(), Meters::read(&text)));
         }
         let cpu = self.processes.cpu()?;
         Ok(Look { cpu, meters })

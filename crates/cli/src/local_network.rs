@@ -8,7 +8,9 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -32,6 +34,10 @@ const POLL: Duration = Duration::from_millis(10);
 const HTTP_PATIENCE: Duration = Duration::from_secs(5);
 /// Largest answer that is read over HTTP, in bytes.
 const MAX_HTTP_BYTES: u64 = 8 * 1024 * 1024;
+/// This very program, also when its file has been replaced by another one since.
+const PROGRAM: &str = "/proc/self/exe";
+/// The ports of a node.
+const PORTS: usize = 4;
 /// How many lines of a node's output an error shows.
 const SHOWN_LINES: usize = 15;
 /// User and password of every node's RPC; the ports are this machine's only.
@@ -65,8 +71,25 @@ pub(crate) struct Plan {
     pub(crate) engine: Engine,
     /// Organisation, locality and country of each node, and whether it is a notary.
     pub(crate) nodes: Vec<(&'static str, &'static str, &'static str, bool)>,
+    /// A further node, served by two instances.
+    pub(crate) pair: Option<Pair>,
     /// Arguments of `quorate node` besides the base directory.
     pub(crate) arguments: Vec<&'static str>,
+}
+
+/// A node of two instances with one database, of which one is hot.
+#[derive(Debug, Clone)]
+pub(crate) struct Pair {
+    pub(crate) organisation: &'static str,
+    pub(crate) locality: &'static str,
+    pub(crate) country: &'static str,
+    /// What the instances are called: their directories, and `machineName`.
+    pub(crate) instances: [&'static str; 2],
+    /// `updateInterval` and `waitInterval`.
+    pub(crate) update_interval: Duration,
+    pub(crate) wait_interval: Duration,
+    /// Whether peers and clients get the addresses of a load balancer instead of the instances'.
+    pub(crate) balanced: bool,
 }
 
 /// A directory that may be temporary.
@@ -81,6 +104,8 @@ enum Directory {
 pub(crate) struct LocalNetwork {
     // Dropped in this order: processes, their database server, their files.
     pub(crate) nodes: Vec<LocalNode>,
+    /// Where a load balancer shall listen, if the plan has one. `operations` is not used.
+    pub(crate) balancer: Option<Ports>,
     postgres: Option<Postgres>,
     directory: Directory,
 }
@@ -95,33 +120,40 @@ impl LocalNetwork {
         };
         let mut network = Self {
             nodes: Vec::new(),
+            balancer: None,
             postgres,
             directory,
         };
         let path = network.path().to_owned();
-        let mut ports = free_ports(4 * plan.nodes.len())?.into_iter();
-        let mut port = || ports.next().expect("there are four ports for every node");
-        for (organisation, locality, country, notary) in &plan.nodes {
-            let ports = Ports {
+        // Two instances and a load balancer.
+        let most = plan.nodes.len() + 3;
+        let mut ports = free_ports(PORTS * most)?.into_iter();
+        let mut ports = || {
+            let mut port = || ports.next().expect("there are ports for every node");
+            Ports {
                 p2p: port(),
                 rpc: port(),
                 web: port(),
                 operations: port(),
-            };
+            }
+        };
+        for (organisation, locality, country, notary) in &plan.nodes {
+            let ports = ports();
             let name = format!("O={organisation}, L={locality}, C={country}").parse()?;
-            let database = network.database(organisation)?;
-            let text = configuration(&name, &ports, *notary, database.as_deref());
-            let file = path.join(format!("{organisation}_node.conf"));
-            fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
-            network.nodes.push(LocalNode {
-                organisation,
-                name,
-                ports,
-                directory: path.join(organisation),
-                arguments: plan.arguments.clone(),
-                child: None,
-            });
+            let mut text = configuration(&name, &[ports.p2p], &ports);
+            if *notary {
+                text.push_str("notary { validating = false }\n");
+            }
+            if let Some(url) = network.new_database(organisation)? {
+                text.push_str(&data_source(&url));
+            }
+            network.write(&format!("{organisation}_node.conf"), &text)?;
+            network.add(plan, organisation, name, ports);
         }
+        let second = match &plan.pair {
+            Some(pair) => Some(network.add_pair(plan, pair, [ports(), ports()], ports())?),
+            None => None,
+        };
         let options = BootstrapOptions {
             directory: path.clone(),
             load: crate::node::load_options(),
@@ -129,7 +161,92 @@ impl LocalNetwork {
         };
         bootstrap::bootstrap(&options, &Clock::system(), &Entropy::system())
             .with_context(|| format!("bootstrapping the network in {}", path.display()))?;
+        if let (Some(pair), Some(second)) = (&plan.pair, second) {
+            network.part(pair, &second)?;
+        }
         Ok(network)
+    }
+
+    fn add(&mut self, plan: &Plan, label: &'static str, name: X500Name, ports: Ports) {
+        self.nodes.push(LocalNode {
+            label,
+            name,
+            ports,
+            directory: self.path().join(label),
+            arguments: plan.arguments.clone(),
+            child: None,
+        });
+    }
+
+    /// Adds both instances. They say the same to the network: at which of the addresses somebody
+    /// answers changes. Returns the configuration of the second one, which is none of the
+    /// bootstrapper's business: it takes every legal name once.
+    fn add_pair(
+        &mut self,
+        plan: &Plan,
+        pair: &Pair,
+        own: [Ports; 2],
+        balancer: Ports,
+    ) -> Result<String> {
+        let Pair {
+            organisation,
+            locality,
+            country,
+            ..
+        } = pair;
+        let name: X500Name = format!("O={organisation}, L={locality}, C={country}").parse()?;
+        let advertised = if pair.balanced {
+            vec![balancer.p2p]
+        } else {
+            own.iter().map(|ports| ports.p2p).collect()
+        };
+        let url = match self.new_database(organisation)? {
+            Some(url) => url,
+            None => {
+                let file = self.path().join(format!("{organisation}.db"));
+                format!("jdbc:sqlite:{}", file.display())
+            }
+        };
+        let [mine, other] = own;
+        let instances = [(pair.instances[0], mine), (pair.instances[1], other)];
+        let [first, second] = instances.map(|(instance, ports)| {
+            let mut text = configuration(&name, &advertised, &ports);
+            text.push_str(&data_source(&url));
+            // Writing to a String cannot fail.
+            let _ = write!(
+                text,
+                r#"enterpriseConfiguration {{ mutualExclusionConfiguration {{
+  on = true
+  machineName = "{instance}"
+  updateInterval = {}
+  waitInterval = {}
+}} }}
+"#,
+                pair.update_interval.as_millis(),
+                pair.wait_interval.as_millis()
+            );
+            self.add(plan, instance, name.clone(), ports);
+            text
+        });
+        self.balancer = pair.balanced.then_some(balancer);
+        self.write(&format!("{organisation}_node.conf"), &first)?;
+        Ok(second)
+    }
+
+    /// Makes two directories of the one that the bootstrapper has made for the pair. They hold the
+    /// same, keys included, but for their configurations.
+    fn part(&self, pair: &Pair, configuration: &str) -> Result<()> {
+        let made = self.path().join(pair.organisation);
+        let [first, second] = pair.instances.map(|instance| self.path().join(instance));
+        fs::rename(&made, &first)
+            .and_then(|()| copy_directory(&first, &second))
+            .with_context(|| format!("copying {} to {}", made.display(), second.display()))?;
+        self.write(&format!("{}/node.conf", pair.instances[1]), configuration)
+    }
+
+    fn write(&self, file: &str, text: &str) -> Result<()> {
+        let file = self.path().join(file);
+        fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
     }
 
     /// Starts every node that does not run, and waits until all serve.
@@ -154,12 +271,12 @@ impl LocalNetwork {
         Ok(())
     }
 
-    /// The node of an organisation of the plan.
-    pub(crate) fn node(&mut self, organisation: &str) -> &mut LocalNode {
+    /// The node of an organisation of the plan, or an instance of its pair.
+    pub(crate) fn node(&mut self, label: &str) -> &mut LocalNode {
         self.nodes
             .iter_mut()
-            .find(|node| node.organisation == organisation)
-            .expect("only organisations of the plan are asked for")
+            .find(|node| node.label == label)
+            .expect("only nodes of the plan are asked for")
     }
 
     /// The directory with the nodes' directories.
@@ -181,7 +298,7 @@ impl LocalNetwork {
     }
 
     /// The JDBC URL of a new database for a node, if it is on PostgreSQL.
-    fn database(&self, organisation: &str) -> Result<Option<String>> {
+    fn new_database(&self, organisation: &str) -> Result<Option<String>> {
         let Some(postgres) = &self.postgres else {
             return Ok(None);
         };
@@ -228,44 +345,66 @@ fn free_ports(count: usize) -> Result<Vec<u16>> {
         .collect::<Result<_, _>>()?)
 }
 
-fn configuration(name: &X500Name, ports: &Ports, notary: bool, database: Option<&str>) -> String {
+/// What every configuration says. `advertised` are the P2P ports that peers are told.
+fn configuration(name: &X500Name, advertised: &[u16], ports: &Ports) -> String {
     let Ports {
         p2p,
         rpc,
         web,
         operations,
     } = ports;
-    let mut text = format!(
+    let mut addresses = advertised
+        .iter()
+        .map(|port| format!("\"127.0.0.1:{port}\""));
+    let first = addresses.next().unwrap_or_default();
+    let further: Vec<String> = addresses.collect();
+    format!(
         r#"myLegalName = "{name}"
 devMode = true
-p2pAddress = "127.0.0.1:{p2p}"
+p2pAddress = {first}
+additionalP2PAddresses = [ {} ]
 messagingServerAddress = "127.0.0.1:{p2p}"
 rpcSettings {{ address = "127.0.0.1:{rpc}" }}
 webAddress = "127.0.0.1:{web}"
 operations {{ address = "127.0.0.1:{operations}" }}
 rpcUsers = [ {{ user = "{RPC_USER}", password = "{RPC_USER}", permissions = [ "ALL" ] }} ]
 database {{ runMigration = true }}
-"#
-    );
-    if notary {
-        text.push_str("notary { validating = false }\n");
+"#,
+        further.join(", ")
+    )
+}
+
+/// The part of a configuration that names the database.
+fn data_source(url: &str) -> String {
+    if url.starts_with("jdbc:sqlite:") {
+        return format!("dataSourceProperties {{ dataSource {{ url = \"{url}\" }} }}\n");
     }
-    if let Some(url) = database {
-        let user = quorate_testkit::postgres::USER;
-        // Writing to a String cannot fail.
-        let _ = write!(
-            text,
-            r#"dataSourceProperties {{
+    let user = quorate_testkit::postgres::USER;
+    format!(
+        r#"dataSourceProperties {{
   dataSourceClassName = "org.postgresql.ds.PGSimpleDataSource"
   dataSource {{ url = "{url}", user = "{user}" }}
 }}
 "#
-        );
-    }
-    text
+    )
 }
 
-/// Where a node listens, on 127.0.0.1.
+/// Copies files and directories, with their permissions.
+fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    fs::set_permissions(to, fs::metadata(from)?.permissions())?;
+    for entry in fs::read_dir(from)? {
+        let (entry, target) = entry.map(|entry| (entry.path(), to.join(entry.file_name())))?;
+        if entry.is_dir() {
+            copy_directory(&entry, &target)?;
+        } else {
+            fs::copy(&entry, &target)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where a node listens, on 127.0.0.1. There are [`PORTS`] of them.
 #[derive(Debug, Clone)]
 pub(crate) struct Ports {
     pub(crate) p2p: u16,
@@ -277,7 +416,8 @@ pub(crate) struct Ports {
 /// A node of the network, running or not.
 #[derive(Debug)]
 pub(crate) struct LocalNode {
-    pub(crate) organisation: &'static str,
+    /// The organisation; of a pair, the instance.
+    pub(crate) label: &'static str,
     pub(crate) name: X500Name,
     pub(crate) ports: Ports,
     pub(crate) directory: PathBuf,
@@ -291,13 +431,13 @@ impl LocalNode {
         if self.child.is_some() {
             return Ok(());
         }
-        let program = std::env::current_exe().context("finding this program")?;
         let output = File::options()
             .create(true)
             .append(true)
             .open(self.console())
             .with_context(|| format!("opening {}", self.console().display()))?;
-        let child = Command::new(program)
+        let child = Command::new(PROGRAM)
+            .arg0("quorate")
             .arg("node")
             .arg("--base-directory")
             .arg(&self.directory)
@@ -306,7 +446,7 @@ impl LocalNode {
             .stdout(output.try_clone()?)
             .stderr(output)
             .spawn()
-            .with_context(|| format!("starting the node of {}", self.organisation))?;
+            .with_context(|| format!("starting the node of {}", self.label))?;
         self.child = Some(child);
         Ok(())
     }
@@ -318,7 +458,7 @@ impl LocalNode {
             if let Some(status) = self.exited()? {
                 bail!(
                     "the node of {} ended with {status}:\n{}",
-                    self.organisation,
+                    self.label,
                     self.tail()
                 );
             }
@@ -329,7 +469,35 @@ impl LocalNode {
         }
         bail!(
             "the node of {} was not ready within {} s:\n{}",
-            self.organisation,
+            self.label,
+            PATIENCE.as_secs(),
+            self.tail()
+        )
+    }
+
+    /// Waits until the node says that it stands by.
+    pub(crate) async fn standing_by(&mut self) -> Result<()> {
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
+            if let Some(status) = self.exited()? {
+                bail!(
+                    "the standby {} ended with {status}:\n{}",
+                    self.label,
+                    self.tail()
+                );
+            }
+            if let Ok((503, text)) = self.get("/readyz").await
+                && let Ok(report) = serde_json::from_str::<serde_json::Value>(&text)
+                && report["status"] == "standby"
+                && report["holder"].is_string()
+            {
+                return Ok(());
+            }
+            sleep(POLL).await;
+        }
+        bail!(
+            "{} did not stand by within {} s:\n{}",
+            self.label,
             PATIENCE.as_secs(),
             self.tail()
         )
@@ -355,11 +523,49 @@ impl LocalNode {
         self.ready().await
     }
 
-    fn ask_to_stop(&self) -> Result<()> {
+    /// Stops the process in the midst of whatever it does, as a machine does that hangs.
+    pub(crate) fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on after [`Self::freeze`].
+    pub(crate) fn thaw(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    /// Waits until the process has ended by itself.
+    pub(crate) async fn ended(&mut self) -> Result<ExitStatus> {
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
+            if let Some(status) = self.exited()? {
+                self.child = None;
+                return Ok(status);
+            }
+            sleep(POLL).await;
+        }
+        bail!(
+            "{} did not end within {} s:\n{}",
+            self.label,
+            PATIENCE.as_secs(),
+            self.tail()
+        )
+    }
+
+    /// The last line that the process has printed.
+    pub(crate) fn last_words(&self) -> String {
+        let printed = fs::read_to_string(self.console()).unwrap_or_default();
+        printed.lines().last().unwrap_or_default().to_owned()
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
         if let Some(child) = &self.child {
-            kill_process(Pid::from_child(child), Signal::TERM)?;
+            kill_process(Pid::from_child(child), signal)?;
         }
         Ok(())
+    }
+
+    fn ask_to_stop(&self) -> Result<()> {
+        self.signal(Signal::TERM)
     }
 
     async fn stopped(&mut self) -> Result<()> {
@@ -370,13 +576,13 @@ impl LocalNode {
                 ensure!(
                     status.success(),
                     "the node of {} was asked to stop and ended with {status}:\n{}",
-                    self.organisation,
+                    self.label,
                     self.tail()
                 );
             } else if began.elapsed() > PATIENCE {
                 bail!(
                     "the node of {} did not stop within {} s:\n{}",
-                    self.organisation,
+                    self.label,
                     PATIENCE.as_secs(),
                     self.tail()
                 );
@@ -390,19 +596,15 @@ impl LocalNode {
     fn exited(&mut self) -> Result<Option<ExitStatus>> {
         match &mut self.child {
             Some(child) => Ok(child.try_wait()?),
-            None => bail!("the node of {} was not started", self.organisation),
+            None => bail!("the node of {} was not started", self.label),
         }
     }
 
     /// A client that is connected.
     pub(crate) async fn client(&self) -> Result<Client> {
-        let address = format!("127.0.0.1:{}", self.ports.rpc);
-        let mut options = Options::new([address], RPC_USER, Password::new(RPC_USER));
-        // The other end is this machine: who does not answer is not there.
-        options.backoff_max = Duration::from_millis(200);
-        Client::connect(options)
+        Client::connect(client_options(&[self.ports.rpc]))
             .await
-            .with_context(|| format!("connecting to the RPC port of {}", self.organisation))
+            .with_context(|| format!("connecting to the RPC port of {}", self.label))
     }
 
     /// Status and body of a page of the operations endpoint.
@@ -410,7 +612,7 @@ impl LocalNode {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.ports.operations));
         timeout(HTTP_PATIENCE, get(address, page))
             .await
-            .with_context(|| format!("{page} of {} did not answer", self.organisation))?
+            .with_context(|| format!("{page} of {} did not answer", self.label))?
     }
 
     /// What the process has printed.
@@ -434,6 +636,15 @@ impl LocalNode {
         }
         text
     }
+}
+
+/// How clients reach a node whose RPC is at one of these ports. The other end is this machine: who
+/// does not answer soon is not there.
+pub(crate) fn client_options(ports: &[u16]) -> Options {
+    let addresses = ports.iter().map(|port| format!("127.0.0.1:{port}"));
+    let mut options = Options::new(addresses, RPC_USER, Password::new(RPC_USER));
+    options.backoff_max = Duration::from_millis(200);
+    options
 }
 
 impl Drop for LocalNode {
