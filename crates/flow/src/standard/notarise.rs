@@ -119,6 +119,17 @@ impl Responder for ValidatingNotarise {
             return Err(session.malformed("a notarisation request", why));
         };
         let transaction = tx.clone();
+        // Nobody's history is fetched and kept for a transaction that is not ours to notarise.
+        let me = ctx.me();
+        let ours = ctx
+            .notaries()
+            .await?
+            .into_iter()
+            .any(|notary| notary.identity == me && notary.validating);
+        if !ours || transaction.wire().notary() != Some(&me) {
+            let why = format!("{} is not the validating notary of this transaction", me.name);
+            return Err(session.malformed("a notarisation request", why));
+        }
         let dependencies = resolve(&ctx, &session, &transaction).await?;
         let verdict = ctx
             .verify_with(
