@@ -48,7 +48,10 @@ pub(crate) fn run(arguments: &Arguments, base_directory: &Path) -> Result<ExitCo
     let (key_store, trust) = (base_directory.join(KEY_STORE), base_directory.join(TRUST));
     for path in [&key_store, &trust] {
         if path.exists() {
-            bail!("{} is there already; remove it to make a new one", path.display());
+            bail!(
+                "{} is there already; remove it to make a new one",
+                path.display()
+            );
         }
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).with_context(|| format!("folder {}", folder.display()))?;
@@ -57,8 +60,8 @@ pub(crate) fn run(arguments: &Arguments, base_directory: &Path) -> Result<ExitCo
     let now = UnixTime(Clock::system().now_seconds());
     let identity = RpcIdentity::self_signed(&arguments.hosts, now)?;
     identity.save(&key_store, password)?;
-    let mut written = fs::File::create_new(&trust)
-        .with_context(|| format!("trust file {}", trust.display()))?;
+    let mut written =
+        fs::File::create_new(&trust).with_context(|| format!("trust file {}", trust.display()))?;
     written.write_all(identity.certificates_pem().as_bytes())?;
     written.sync_all()?;
     println!("The RPC server's key store   : {}", key_store.display());

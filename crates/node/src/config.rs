@@ -330,7 +330,11 @@ fn decode(root: &Section<'_>, base: &Path, options: &LoadOptions) -> Option<Node
         DEFAULT_NODE_INFO_POLLING,
         Duration::from_millis(100)..=Duration::from_secs(3600),
     );
-    let pause_all_flows = match root.text_or("smmStartMode", "Normal").to_ascii_lowercase().as_str() {
+    let pause_all_flows = match root
+        .text_or("smmStartMode", "Normal")
+        .to_ascii_lowercase()
+        .as_str()
+    {
         "normal" => false,
         "safe" => true,
         _ => {

@@ -323,7 +323,9 @@ impl Control {
 async fn converse(stream: UnixStream, control: &Control, clock: &Clock) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
-    BufReader::new(read.take(MAX_LINE)).read_line(&mut line).await?;
+    BufReader::new(read.take(MAX_LINE))
+        .read_line(&mut line)
+        .await?;
     let answer = match serde_json::from_str(&line) {
         Ok(question) => control.answer(question, clock).await,
         Err(error) => Answer {
@@ -347,8 +349,12 @@ pub async fn ask(base_directory: &Path, question: &Question) -> Result<Answer, U
         text.push(b'\n');
         stream.write_all(&text).await?;
         let mut line = String::new();
-        BufReader::new(stream.take(MAX_LINE)).read_line(&mut line).await?;
+        BufReader::new(stream.take(MAX_LINE))
+            .read_line(&mut line)
+            .await?;
         Ok(serde_json::from_str(&line)?)
     };
-    answer.await.map_err(|source| Unreachable { socket, source })
+    answer
+        .await
+        .map_err(|source| Unreachable { socket, source })
 }

@@ -216,9 +216,9 @@ impl Prepared {
         let mut found = (listen.host(), listen.port())
             .to_socket_addrs()
             .map_err(refused)?;
-        let address = found.next().ok_or_else(|| {
-            refused(std::io::Error::other("the name leads to no address"))
-        })?;
+        let address = found
+            .next()
+            .ok_or_else(|| refused(std::io::Error::other("the name leads to no address")))?;
         let mut options =
             quorate_messaging::Options::new(self.identification.legal_name.clone(), address);
         options.further_names = self.keys.served_names();
@@ -275,7 +275,11 @@ pub(crate) const IDENTITY: &str = "identity";
 pub(crate) fn identity_of(keys: &NodeKeys) -> String {
     let of = |identity: &quorate_identity::Identity| {
         let party = identity.party();
-        format!("{} (key {})", party.name, party.owning_key.to_string_short())
+        format!(
+            "{} (key {})",
+            party.name,
+            party.owning_key.to_string_short()
+        )
     };
     match keys.notary_service() {
         None => of(keys.legal_identity()),
@@ -343,7 +347,11 @@ impl Node {
         .await?;
         if configuration.database.run_migration {
             for done in migrate::execute(&store).await? {
-                tracing::info!(component = done.component, version = done.version, "the database was migrated");
+                tracing::info!(
+                    component = done.component,
+                    version = done.version,
+                    "the database was migrated"
+                );
             }
         } else {
             migrate::check_current(&store).await?;

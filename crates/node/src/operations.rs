@@ -188,20 +188,24 @@ impl NodeOperations for Operations {
                 id,
                 self.now(),
             );
-            let started = self.flows.start(start).await.map_err(|error| match &error {
-                StartError::Refused(refused) => {
-                    use quorate_flow::StartRefused as R;
-                    let code = match refused {
-                        R::UnknownFlow { .. } => ErrorCode::NotFound,
-                        R::BadArguments { .. } => ErrorCode::InvalidArgument,
-                        R::Draining => ErrorCode::Draining,
-                        R::Busy { .. } => ErrorCode::Overloaded,
-                    };
-                    RpcError::new(code, error.to_string())
-                }
-                StartError::Store(_) => RpcError::new(ErrorCode::Overloaded, error.to_string()),
-                StartError::Stopping => RpcError::new(ErrorCode::NotReady, error.to_string()),
-            })?;
+            let started = self
+                .flows
+                .start(start)
+                .await
+                .map_err(|error| match &error {
+                    StartError::Refused(refused) => {
+                        use quorate_flow::StartRefused as R;
+                        let code = match refused {
+                            R::UnknownFlow { .. } => ErrorCode::NotFound,
+                            R::BadArguments { .. } => ErrorCode::InvalidArgument,
+                            R::Draining => ErrorCode::Draining,
+                            R::Busy { .. } => ErrorCode::Overloaded,
+                        };
+                        RpcError::new(code, error.to_string())
+                    }
+                    StartError::Store(_) => RpcError::new(ErrorCode::Overloaded, error.to_string()),
+                    StartError::Stopping => RpcError::new(ErrorCode::NotReady, error.to_string()),
+                })?;
             let handle = api::FlowHandle {
                 flow_id: api::FlowId::from_bytes(*started.flow.as_bytes()),
                 client_id: request.client_id,
@@ -481,7 +485,9 @@ impl NodeOperations for Operations {
                 }
                 // A lagging receiver has missed some, so there is something to read.
                 if Instant::now() >= deadline
-                    || tokio::time::timeout_at(deadline, news.recv()).await.is_err()
+                    || tokio::time::timeout_at(deadline, news.recv())
+                        .await
+                        .is_err()
                 {
                     return Ok(api::VaultUpdates {
                         cursor: after,
@@ -494,7 +500,11 @@ impl NodeOperations for Operations {
 
     fn transaction(&self, id: TxId) -> Answer<'_, api::Transaction> {
         Box::pin(async move {
-            let mut stored = self.store.transactions(&[id]).await.map_err(|e| internal(&e))?;
+            let mut stored = self
+                .store
+                .transactions(&[id])
+                .await
+                .map_err(|e| internal(&e))?;
             let stored = stored.remove(&id).ok_or_else(|| {
                 RpcError::new(
                     ErrorCode::NotFound,
@@ -639,7 +649,11 @@ impl NodeOperations for Operations {
 
     fn is_flows_draining_mode(&self) -> Answer<'_, bool> {
         Box::pin(async move {
-            let value = self.store.setting(DRAINING).await.map_err(|e| internal(&e))?;
+            let value = self
+                .store
+                .setting(DRAINING)
+                .await
+                .map_err(|e| internal(&e))?;
             Ok(value.as_deref() == Some("true"))
         })
     }
@@ -679,7 +693,10 @@ impl NodeOperations for Operations {
 }
 
 fn not_known(key: &api::FlowKey) -> RpcError {
-    RpcError::new(ErrorCode::NotFound, format!("{key} is not known to this node"))
+    RpcError::new(
+        ErrorCode::NotFound,
+        format!("{key} is not known to this node"),
+    )
 }
 
 fn state_of(status: FlowStatus) -> api::FlowState {
@@ -703,9 +720,9 @@ fn error_text(json: &str) -> String {
 }
 
 fn flow_id(id: &api::FlowId) -> Result<FlowId, RpcError> {
-    id.as_str()
-        .parse()
-        .map_err(|e: quorate_flow::IdError| RpcError::new(ErrorCode::InvalidArgument, e.to_string()))
+    id.as_str().parse().map_err(|e: quorate_flow::IdError| {
+        RpcError::new(ErrorCode::InvalidArgument, e.to_string())
+    })
 }
 
 fn client_id(id: &api::ClientId) -> Result<quorate_flow::ClientId, RpcError> {

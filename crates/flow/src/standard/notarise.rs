@@ -127,7 +127,10 @@ impl Responder for ValidatingNotarise {
             .into_iter()
             .any(|notary| notary.identity == me && notary.validating);
         if !ours || transaction.wire().notary() != Some(&me) {
-            let why = format!("{} is not the validating notary of this transaction", me.name);
+            let why = format!(
+                "{} is not the validating notary of this transaction",
+                me.name
+            );
             return Err(session.malformed("a notarisation request", why));
         }
         let dependencies = resolve(&ctx, &session, &transaction).await?;
