@@ -27,6 +27,9 @@ use crate::roles::Promotion;
 /// The socket's name in the base directory.
 pub const CONTROL_SOCKET: &str = "control.sock";
 
+/// Longest path of a socket on Linux, in bytes.
+const MAX_SOCKET_PATH: usize = 107;
+
 /// Longest question and answer, in bytes.
 const MAX_LINE: u64 = 64 * 1024;
 
@@ -262,6 +265,16 @@ impl Control {
     /// that a dead process has left is replaced; one that a living process serves is not.
     pub fn listen(&self, base_directory: &Path, clock: Clock, tasks: &Tasks) -> io::Result<()> {
         let path = base_directory.join(CONTROL_SOCKET);
+        if path.as_os_str().len() > MAX_SOCKET_PATH {
+            // The node serves without it; its operator has other ways, and less comfort.
+            tracing::warn!(
+                path = %path.display(),
+                "there is no control socket, because its path is longer than {MAX_SOCKET_PATH} \
+                 bytes: move the base directory to a shorter path to use `quorate node status`, \
+                 `promote`, `handover`, `health` and the watchdog"
+            );
+            return Ok(());
+        }
         if std::os::unix::net::UnixStream::connect(&path).is_ok() {
             return Err(io::Error::new(
                 io::ErrorKind::AddrInUse,
