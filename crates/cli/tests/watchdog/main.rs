@@ -1,6 +1,8 @@
 //! Nodes as processes of their own, and who looks after them: `quorate watchdog`, `quorate node
 //! health`, systemd.
 
+#![allow(clippy::panic)]
+
 mod health;
 mod processes;
 mod systemd;
