@@ -8,6 +8,7 @@ mod cash;
 mod failover;
 mod haproxy;
 mod thief;
+mod timeline;
 mod witness;
 
 use std::fmt;

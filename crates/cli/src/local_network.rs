@@ -6,9 +6,10 @@
 //! clients for it. Nothing outlives the value: processes are ended by their ids when it is dropped.
 //! Every port is on 127.0.0.1.
 
+mod pair;
+
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
+
+pub(crate) use pair::Pair;
 
 /// How long a node may take until it serves, or until it has stopped when asked to.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -75,21 +78,6 @@ pub(crate) struct Plan {
     pub(crate) pair: Option<Pair>,
     /// Arguments of `quorate node` besides the base directory.
     pub(crate) arguments: Vec<&'static str>,
-}
-
-/// A node of two instances with one database, of which one is hot.
-#[derive(Debug, Clone)]
-pub(crate) struct Pair {
-    pub(crate) organisation: &'static str,
-    pub(crate) locality: &'static str,
-    pub(crate) country: &'static str,
-    /// What the instances are called: their directories, and `machineName`.
-    pub(crate) instances: [&'static str; 2],
-    /// `updateInterval` and `waitInterval`.
-    pub(crate) update_interval: Duration,
-    pub(crate) wait_interval: Duration,
-    /// Whether peers and clients get the addresses of a load balancer instead of the instances'.
-    pub(crate) balanced: bool,
 }
 
 /// A directory that may be temporary.
@@ -176,72 +164,6 @@ impl LocalNetwork {
             arguments: plan.arguments.clone(),
             child: None,
         });
-    }
-
-    /// Adds both instances. They say the same to the network: at which of the addresses somebody
-    /// answers changes. Returns the configuration of the second one, which is none of the
-    /// bootstrapper's business: it takes every legal name once.
-    fn add_pair(
-        &mut self,
-        plan: &Plan,
-        pair: &Pair,
-        own: [Ports; 2],
-        balancer: Ports,
-    ) -> Result<String> {
-        let Pair {
-            organisation,
-            locality,
-            country,
-            ..
-        } = pair;
-        let name: X500Name = format!("O={organisation}, L={locality}, C={country}").parse()?;
-        let advertised = if pair.balanced {
-            vec![balancer.p2p]
-        } else {
-            own.iter().map(|ports| ports.p2p).collect()
-        };
-        let url = match self.new_database(organisation)? {
-            Some(url) => url,
-            None => {
-                let file = self.path().join(format!("{organisation}.db"));
-                format!("jdbc:sqlite:{}", file.display())
-            }
-        };
-        let [mine, other] = own;
-        let instances = [(pair.instances[0], mine), (pair.instances[1], other)];
-        let [first, second] = instances.map(|(instance, ports)| {
-            let mut text = configuration(&name, &advertised, &ports);
-            text.push_str(&data_source(&url));
-            // Writing to a String cannot fail.
-            let _ = write!(
-                text,
-                r#"enterpriseConfiguration {{ mutualExclusionConfiguration {{
-  on = true
-  machineName = "{instance}"
-  updateInterval = {}
-  waitInterval = {}
-}} }}
-"#,
-                pair.update_interval.as_millis(),
-                pair.wait_interval.as_millis()
-            );
-            self.add(plan, instance, name.clone(), ports);
-            text
-        });
-        self.balancer = pair.balanced.then_some(balancer);
-        self.write(&format!("{organisation}_node.conf"), &first)?;
-        Ok(second)
-    }
-
-    /// Makes two directories of the one that the bootstrapper has made for the pair. They hold the
-    /// same, keys included, but for their configurations.
-    fn part(&self, pair: &Pair, configuration: &str) -> Result<()> {
-        let made = self.path().join(pair.organisation);
-        let [first, second] = pair.instances.map(|instance| self.path().join(instance));
-        fs::rename(&made, &first)
-            .and_then(|()| copy_directory(&first, &second))
-            .with_context(|| format!("copying {} to {}", made.display(), second.display()))?;
-        self.write(&format!("{}/node.conf", pair.instances[1]), configuration)
     }
 
     fn write(&self, file: &str, text: &str) -> Result<()> {
@@ -387,21 +309,6 @@ fn data_source(url: &str) -> String {
 }}
 "#
     )
-}
-
-/// Copies files and directories, with their permissions.
-fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
-    fs::create_dir_all(to)?;
-    fs::set_permissions(to, fs::metadata(from)?.permissions())?;
-    for entry in fs::read_dir(from)? {
-        let (entry, target) = entry.map(|entry| (entry.path(), to.join(entry.file_name())))?;
-        if entry.is_dir() {
-            copy_directory(&entry, &target)?;
-        } else {
-            fs::copy(&entry, &target)?;
-        }
-    }
-    Ok(())
 }
 
 /// Where a node listens, on 127.0.0.1. There are [`PORTS`] of them.

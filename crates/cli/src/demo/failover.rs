@@ -5,6 +5,8 @@
 //! the database for the lease. What is shown is also judged; at the end the ledgers of both
 //! parties are compared.
 
+mod compare;
+
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
@@ -15,20 +17,20 @@ use anyhow::{Context, Result, bail, ensure};
 use quorate_cash::{Amount, Currency, Issue, Issued, Paid, Payment};
 use quorate_flow::Flow;
 use quorate_identity::X500Name;
-use quorate_ledger::{Timestamp, TxId};
+use quorate_ledger::TxId;
 use quorate_node::config::NodeConfiguration;
 use quorate_node::control::{self, Question};
 use quorate_rpc::api::{ClientId, FlowId};
 use quorate_rpc::{Client, RunningFlow};
-use quorate_runtime::Clock;
 use quorate_storage::{Store, lease};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::haproxy::HaProxy;
+use super::timeline::Timeline;
 use super::witness::{Ledger, Witness};
-use super::{NOTARY, PARTY_A, PARTY_B, PATIENCE, POLL, SETTLING, Took, farewell, flow, unfinished};
+use super::{NOTARY, PARTY_A, PARTY_B, PATIENCE, POLL, SETTLING, Took, farewell, flow};
 use crate::holdings;
 use crate::local_network::{LocalNetwork, Pair, Plan, client_options};
 
@@ -101,7 +103,7 @@ pub(super) async fn show(plan: &Plan) -> Result<ExitCode> {
     demo.freeze().await?;
     demo.pay("e").await?;
     demo.compare().await?;
-    let correct = demo.correct;
+    let correct = demo.line.is_correct();
     demo.store.close().await;
     farewell(&mut demo.network, &demo.shells).await?;
     let seconds = began.elapsed().as_secs_f64();
@@ -145,24 +147,18 @@ struct Failover {
     ledger: Ledger,
     /// PartyB's database.
     store: Store,
-    zero: Instant,
-    /// The same moment by the clock of the database.
-    zero_time: Timestamp,
+    line: Timeline,
     name_a: X500Name,
     name_b: X500Name,
     currency: Currency,
     expected_a: i64,
     expected_b: i64,
-    /// Events that are not shown yet.
-    events: Vec<(Instant, String)>,
     /// PartyA's issuance, which PartyB has as a part of what it is paid.
     issued: Option<TxId>,
     done: Vec<Done>,
     changes: Vec<Change>,
     /// The RPC addresses of both parties.
     shells: Vec<String>,
-    steps: u32,
-    correct: bool,
 }
 
 impl Failover {
@@ -187,11 +183,11 @@ impl Failover {
                 node.label, ports.p2p, ports.rpc, ports.web, ports.operations
             );
         }
-        let instances = [FIRST, SECOND].map(|label| (label, network.node(label).ports.clone()));
+        let instances = [FIRST, SECOND].map(|label| network.node(label).ports.clone());
         let haproxy = match &network.balancer {
             None => None,
             Some(front) => {
-                let haproxy = HaProxy::start(&path, front, &instances).await?;
+                let haproxy = HaProxy::start(&path, front, instances.each_ref()).await?;
                 println!(
                     "  {:<9} {:<8} {:<6} {:<6} {}",
                     "HAProxy",
@@ -205,7 +201,7 @@ impl Failover {
         };
         let b_ports = match &network.balancer {
             Some(front) => vec![front.rpc],
-            None => instances.iter().map(|(_, ports)| ports.rpc).collect(),
+            None => instances.iter().map(|ports| ports.rpc).collect(),
         };
         let connect = || {
             let mut options = client_options(&b_ports);
@@ -242,14 +238,12 @@ impl Failover {
             witness,
             ledger,
             store,
-            zero: Instant::now(),
-            zero_time: Timestamp::from_micros(Clock::system().now_micros()),
+            line: Timeline::start(),
             name_a,
             name_b,
             currency: "GBP".parse()?,
             expected_a: 0,
             expected_b: 0,
-            events: Vec::new(),
             issued: None,
             done: Vec::new(),
             changes: vec![Change {
@@ -257,52 +251,11 @@ impl Failover {
                 why: "was started first",
             }],
             shells,
-            steps: 0,
-            correct: true,
         };
-        demo.title("PartyB-1 is active, PartyB-2 stands by");
+        demo.line.title("PartyB-1 is active, PartyB-2 stands by");
         demo.waits(SECOND).await?;
         demo.lease().await?;
         Ok(demo)
-    }
-
-    fn title(&mut self, title: &str) {
-        self.flush();
-        self.steps += 1;
-        println!();
-        println!("{:>2}. {title}", self.steps);
-    }
-
-    /// An event of the time line, to be shown in the order of time.
-    fn tell(&mut self, at: Instant, text: impl Into<String>) {
-        self.events.push((at, text.into()));
-    }
-
-    fn flush(&mut self) {
-        self.events.sort_by_key(|(at, _)| *at);
-        for (at, text) in std::mem::take(&mut self.events) {
-            let before = self.zero.saturating_duration_since(at).as_secs_f64();
-            let after = at.saturating_duration_since(self.zero).as_secs_f64();
-            println!("  {:>8.3} s  {text}", after - before);
-        }
-    }
-
-    /// Something that is so now.
-    fn note(&mut self, what: &str, text: &str) {
-        self.flush();
-        println!("{:14}{what:<12}{text}", "");
-    }
-
-    fn judge(&mut self, right: bool, otherwise: &str) {
-        if !right {
-            self.note("WRONG", otherwise);
-            self.correct = false;
-        }
-    }
-
-    /// A moment of the database's clock in seconds of ours.
-    fn seconds(&self, at: Timestamp) -> f64 {
-        (at.as_micros() - self.zero_time.as_micros()) as f64 / 1e6
     }
 
     fn amount(&self, quantity: i64) -> Amount {
@@ -328,18 +281,18 @@ impl Failover {
         let lease = lease::current(&self.store, RESOURCE).await?;
         let lease = lease.context("PartyB has a lease")?;
         let holder = instance(&lease.holder.instance())?;
-        self.note(
+        self.line.note(
             "lease",
             &format!(
                 "generation {}, held by {holder} since {:.3} s",
                 lease.generation,
-                self.seconds(lease.acquired_at)
+                self.line.seconds(lease.acquired_at)
             ),
         );
         let right = self.changes.last().is_some_and(|last| last.heir == holder)
             && lease.generation == self.changes.len() as u64
             && !lease.released;
-        self.judge(
+        self.line.judge(
             right,
             "the lease should be held by another, or in another generation",
         );
@@ -358,20 +311,20 @@ impl Failover {
     async fn pay(&mut self, letter: &'static str) -> Result<()> {
         let began = self.serving().await?;
         let amount = self.amount(PAID);
-        self.title(&format!(
+        self.line.title(&format!(
             "Transaction {letter}: PartyA pays {amount} to PartyB"
         ));
         let arguments = self.payment(PAID, &self.name_b);
         let (paid, took) = flow::<Payment, Paid>(&self.a, arguments).await?;
-        self.tell(
+        self.line.tell(
             Instant::now(),
             format!("done in {}: {}", Took(took), brief(paid.tx)),
         );
         self.ledger.has(paid.tx).await?;
         let served = [began, self.serving().await?];
-        self.note("served by", &by(served));
+        self.line.note("served by", &by(served));
         let wanted = self.changes.last().map_or("", |change| change.heir);
-        self.judge(
+        self.line.judge(
             served[0] == served[1] && served[0].label == wanted,
             "it should have been served by the other instance",
         );
@@ -390,8 +343,8 @@ impl Failover {
         let there = self.payment(PAID_MEANWHILE, &self.name_b);
         let back = self.payment(PAID_BACK, &self.name_a);
         let (a, b) = (self.a.clone(), self.b.clone());
-        let id = ClientId::new(format!("demo {}: payment back", self.steps))?;
-        self.tell(
+        let id = ClientId::new(format!("demo {}: payment back", self.line.step()))?;
+        self.line.tell(
             Instant::now(),
             format!(
                 "PartyA starts to pay {} to PartyB, PartyB {} to PartyA",
@@ -428,9 +381,9 @@ impl Failover {
                 "{payer}'s payment is done: {}; {} recorded it at {:.3} s",
                 brief(tx),
                 last.label,
-                self.seconds(recorded)
+                self.line.seconds(recorded)
             );
-            self.tell(at, text);
+            self.line.tell(at, text);
             let paid = if payer == PARTY_A {
                 PAID_MEANWHILE
             } else {
@@ -451,7 +404,7 @@ impl Failover {
     /// Kills the instance that serves when it is at work.
     async fn kill(&mut self) -> Result<()> {
         let hot = self.serving().await?;
-        self.title(&format!(
+        self.line.title(&format!(
             "kill -9 of {} in the midst of payments",
             hot.label
         ));
@@ -475,7 +428,7 @@ impl Failover {
         node.kill()?;
         let killed = Instant::now();
         let part = part.with_context(|| format!("{} did not begin", hot.label))??;
-        self.tell(
+        self.line.tell(
             killed,
             format!(
                 "kill -9 {process}: {} was at work on flow {}",
@@ -491,7 +444,7 @@ impl Failover {
     /// lost the lease.
     async fn freeze(&mut self) -> Result<()> {
         let hot = self.serving().await?;
-        self.title(&format!(
+        self.line.title(&format!(
             "kill -STOP of {}: it hangs, its ports stay open",
             hot.label
         ));
@@ -499,7 +452,8 @@ impl Failover {
         let node = self.network.node(hot.label);
         let process = node.process().unwrap_or_default();
         node.freeze()?;
-        self.tell(Instant::now(), format!("kill -STOP {process}"));
+        self.line
+            .tell(Instant::now(), format!("kill -STOP {process}"));
         let payments = self.pay_both_ways()?;
         let heir = self.passes(before, hot.label, "froze").await?;
 
@@ -510,12 +464,12 @@ impl Failover {
         let ended = Instant::now();
         let words = node.last_words();
         let words = words.split_once(": ").map_or(&*words, |(_, reason)| reason);
-        self.tell(
+        self.line.tell(
             continued,
             format!("kill -CONT {process}: it goes on where it was, with messages unread"),
         );
         if status.signal().is_some() {
-            self.tell(
+            self.line.tell(
                 ended,
                 format!(
                     "no: {} had to end it, for it kept the database file locked",
@@ -523,9 +477,10 @@ impl Failover {
                 ),
             );
         } else {
-            self.tell(ended, format!("{} ends: {words}", hot.label));
+            self.line
+                .tell(ended, format!("{} ends: {words}", hot.label));
         }
-        self.judge(
+        self.line.judge(
             !status.success(),
             "an instance that has lost the lease ends as a failure",
         );
@@ -544,8 +499,8 @@ impl Failover {
         let term = self.witness.more_than(before).await?;
         let last = self.witness.terms()[before - 1].last;
         let gap = Took(term.first.saturating_duration_since(last));
-        self.tell(last, format!("last answer of {old}"));
-        self.tell(
+        self.line.tell(last, format!("last answer of {old}"));
+        self.line.tell(
             term.first,
             format!("first answer of {heir}: a gap of {gap}"),
         );
@@ -553,7 +508,7 @@ impl Failover {
             label: instance(&term.instance)?,
             generation: term.generation,
         };
-        self.judge(
+        self.line.judge(
             serving.label == heir,
             "the other instance should have taken over",
         );
@@ -562,14 +517,15 @@ impl Failover {
 
     async fn restart(&mut self) -> Result<()> {
         let label = other(self.serving().await?.label);
-        self.title(&format!("{label} is started again, and waits"));
+        self.line
+            .title(&format!("{label} is started again, and waits"));
         let node = self.network.node(label);
         node.spawn()?;
         let began = Instant::now();
         node.standing_by().await?;
         let standing_by = Instant::now();
-        self.tell(began, format!("{label} is started"));
-        self.tell(standing_by, format!("{label} stands by"));
+        self.line.tell(began, format!("{label} is started"));
+        self.line.tell(standing_by, format!("{label} stands by"));
         self.waits(label).await?;
         self.lease().await
     }
@@ -586,11 +542,11 @@ impl Failover {
             .all(|port| TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).is_err());
         let ports = if closed { "closed" } else { "OPEN" };
         let status = report["status"].as_str().unwrap_or_default();
-        self.note(
+        self.line.note(
             label,
             &format!("P2P, RPC and web ports {ports}; /healthz {alive}, /readyz {ready}: {status}"),
         );
-        self.judge(
+        self.line.judge(
             closed && alive == 200 && ready == 503,
             "a standby is alive, not ready, and has no port open",
         );
@@ -599,12 +555,15 @@ impl Failover {
 
     async fn hand_over(&mut self) -> Result<()> {
         let hot = self.serving().await?.label;
-        self.title(&format!("`quorate node handover` on {hot}"));
+        self.line
+            .title(&format!("`quorate node handover` on {hot}"));
         let before = self.witness.terms().len();
         let directory = self.network.node(hot).directory.clone();
-        self.tell(Instant::now(), format!("{hot} is asked to hand over"));
+        self.line
+            .tell(Instant::now(), format!("{hot} is asked to hand over"));
         let answer = control::ask(&directory, &Question::HandOver).await?;
-        self.tell(Instant::now(), format!("{hot}: {}", answer.message));
+        self.line
+            .tell(Instant::now(), format!("{hot}: {}", answer.message));
         ensure!(answer.ok, "{hot} does not hand over: {}", answer.message);
         self.passes(before, hot, "handed over").await?;
         self.waits(hot).await?;
@@ -628,119 +587,13 @@ impl Failover {
             self.amount(owned.0),
             self.amount(owned.1)
         );
-        self.note("balances", &text);
+        self.line.note("balances", &text);
         let otherwise = format!(
             "PartyA should have {}, PartyB {}",
             self.amount(expected.0),
             self.amount(expected.1)
         );
-        self.judge(owned == expected, &otherwise);
-        Ok(())
-    }
-
-    async fn compare(&mut self) -> Result<()> {
-        self.title("Everything compared");
-        self.terms().await?;
-        self.ledgers().await?;
-        self.vaults().await
-    }
-
-    /// Who served when: by the witness, by the database, and as it should have been.
-    async fn terms(&mut self) -> Result<()> {
-        let terms = self.witness.terms();
-        let history = lease::history(&self.store, RESOURCE, u32::MAX).await?;
-        println!(
-            "{:14}lease  holder    because               gap      transactions",
-            ""
-        );
-        let mut right = terms.len() == self.changes.len() && history.len() == self.changes.len();
-        // The database tells the newest first.
-        let lines = self.changes.iter().zip(&terms).zip(history.iter().rev());
-        for (number, ((change, term), lease)) in lines.enumerate() {
-            let serving = Serving {
-                label: change.heir,
-                generation: number as u64 + 1,
-            };
-            right &= term.generation == serving.generation;
-            right &= lease.generation == serving.generation;
-            right &= instance(&term.instance)? == serving.label;
-            right &= instance(&lease.holder.instance())? == serving.label;
-            let (because, gap) = match number.checked_sub(1) {
-                None => (change.why.to_owned(), "-".to_owned()),
-                Some(before) => (
-                    format!("{} {}", other(change.heir), change.why),
-                    Took(term.first.saturating_duration_since(terms[before].last)).to_string(),
-                ),
-            };
-            let letters: Vec<&str> = (self.done.iter())
-                .filter(|done| done.served == [serving; 2])
-                .filter_map(|done| done.letter)
-                .collect();
-            println!(
-                "{:14}{:<6} {:<9} {because:<21} {gap:<8} {}",
-                "",
-                serving.generation,
-                serving.label,
-                letters.join(", ")
-            );
-        }
-        self.judge(
-            right,
-            "the clients, the database and what was done do not agree",
-        );
-        Ok(())
-    }
-
-    /// Both parties have every transaction, final, and PartyB's client was told of each once.
-    async fn ledgers(&mut self) -> Result<()> {
-        let mut wanted: Vec<TxId> = self.done.iter().map(|done| done.tx).collect();
-        let mut right = true;
-        for tx in wanted.iter().chain(&self.issued) {
-            for client in [&self.a, &self.b] {
-                let transaction = client.transaction(*tx).await?;
-                right &= transaction.is_final
-                    && transaction.signed.id() == *tx
-                    && transaction.signed.verify_required_signatures().is_ok();
-            }
-        }
-        self.note(
-            "ledgers",
-            &format!(
-                "{} transactions, final at both; PartyB's client heard of each payment once",
-                wanted.len() + 1
-            ),
-        );
-        self.judge(right, "a transaction is not final at both parties");
-        let mut told = self.ledger.transactions();
-        told.sort_unstable();
-        wanted.sort_unstable();
-        self.judge(
-            told == wanted,
-            "PartyB's client missed a transaction, or was told twice",
-        );
-        Ok(())
-    }
-
-    async fn vaults(&mut self) -> Result<()> {
-        let began = Instant::now();
-        let mut left = unfinished(&self.a).await? + unfinished(&self.b).await?;
-        while left > 0 && began.elapsed() < SETTLING {
-            sleep(POLL).await;
-            left = unfinished(&self.a).await? + unfinished(&self.b).await?;
-        }
-        self.balances().await?;
-        let a = holdings::of(&self.a, self.currency).await?;
-        let b = holdings::of(&self.b, self.currency).await?;
-        let shared = a.states.intersection(&b.states).count();
-        let total = a.quantity + b.quantity;
-        let text = format!(
-            "{} of {} issued; {shared} states claimed by both; {left} flows unfinished",
-            self.amount(total),
-            self.amount(ISSUED)
-        );
-        self.note("in all", &text);
-        let right = shared == 0 && left == 0 && total == ISSUED;
-        self.judge(right, "the vaults do not agree");
+        self.line.judge(owned == expected, &otherwise);
         Ok(())
     }
 }

@@ -2,7 +2,6 @@
 //!
 //! It knows nothing of leases: whoever has its ports open is the one that serves.
 
-use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, TcpStream};
@@ -18,6 +17,10 @@ use crate::local_network::Ports;
 
 /// Where Debian installs it; not everybody has that on the path.
 const PROGRAMS: [&str; 2] = ["haproxy", "/usr/sbin/haproxy"];
+/// The recipe that operators use.
+const CONFIGURATION: &str = include_str!("../../../../deploy/haproxy/quorate.cfg");
+/// Ten times as often as the recipe has it.
+const PROBE_INTERVAL: &str = "100ms";
 /// How long it may take until it listens.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -39,11 +42,10 @@ impl HaProxy {
     pub(super) async fn start(
         directory: &Path,
         front: &Ports,
-        instances: &[(&str, Ports)],
+        instances: [&Ports; 2],
     ) -> Result<Self> {
         let file = directory.join("haproxy.cfg");
-        fs::write(&file, configuration(front, instances))
-            .with_context(|| format!("writing {}", file.display()))?;
+        fs::write(&file, CONFIGURATION).with_context(|| format!("writing {}", file.display()))?;
         let log = directory.join("haproxy.log");
         let output = File::create(&log).with_context(|| format!("writing {}", log.display()))?;
         let child = try_each(|program| {
@@ -51,6 +53,7 @@ impl HaProxy {
                 .arg("-db")
                 .arg("-f")
                 .arg(&file)
+                .envs(environment(front, instances))
                 .stdin(Stdio::null())
                 .stdout(output.try_clone()?)
                 .stderr(output.try_clone()?)
@@ -96,43 +99,17 @@ fn try_each<T>(mut run: impl FnMut(&str) -> io::Result<T>) -> Result<T> {
     )
 }
 
-/// A probe of each port several times a second; what was connected to an instance that is gone is
-/// cut off, so that the other end looks for the new one at once.
-fn configuration(front: &Ports, instances: &[(&str, Ports)]) -> String {
-    let mut text = String::from(
-        "global
-    maxconn 256
-
-defaults
-    mode tcp
-    timeout connect 1s
-    timeout client 1h
-    timeout server 1h
-    timeout check 500ms
-    retries 0
-    default-server inter 100ms fall 1 rise 1 on-marked-down shutdown-sessions
-",
-    );
-    type Port = fn(&Ports) -> u16;
-    let services: [(&str, Port, &str); 3] = [
-        ("p2p", |ports| ports.p2p, ""),
-        ("rpc", |ports| ports.rpc, ""),
-        (
-            "web",
-            |ports| ports.web,
-            "    mode http\n    option httpchk GET /\n",
-        ),
-    ];
-    for (service, port, options) in services {
-        // Writing to a String cannot fail.
-        let _ = write!(
-            text,
-            "\nlisten {service}\n    bind 127.0.0.1:{}\n{options}    balance random\n",
-            port(front)
-        );
-        for (name, ports) in instances {
-            let _ = writeln!(text, "    server {name} 127.0.0.1:{} check", port(ports));
+/// What the configuration takes from the environment.
+fn environment(front: &Ports, instances: [&Ports; 2]) -> Vec<(String, String)> {
+    let mut variables = vec![("PROBE_INTERVAL".to_owned(), PROBE_INTERVAL.to_owned())];
+    for (service, port) in [("P2P", front.p2p), ("RPC", front.rpc), ("WEB", front.web)] {
+        variables.push((format!("{service}_BIND"), format!("127.0.0.1:{port}")));
+    }
+    for (node, ports) in ["NODE1", "NODE2"].into_iter().zip(instances) {
+        variables.push((node.to_owned(), "127.0.0.1".to_owned()));
+        for (service, port) in [("P2P", ports.p2p), ("RPC", ports.rpc), ("WEB", ports.web)] {
+            variables.push((format!("{node}_{service}_PORT"), port.to_string()));
         }
     }
-    text
+    variables
 }
