@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use quorate_runtime::Shutdown;
 use quorate_runtime::tasks::chain;
 use tokio::time::{Instant, sleep, timeout};
@@ -22,7 +24,8 @@ use crate::options::HostAndPort;
 use crate::service::{Peer, Shared};
 use crate::status::{BridgeState, Change, Direction};
 
-/// How long an attempt to connect counts against the number of simultaneous ones.
+/// How long an attempt to connect counts against the number of simultaneous ones, and keeps the peer's next address
+/// waiting.
 const DIALING_SHARE: Duration = Duration::from_millis(500);
 
 pub(crate) struct Bridge {
@@ -174,31 +177,59 @@ impl Bridge {
         }
     }
 
-    /// Tries every address once, beginning with the one after the last that was tried.
+    /// Tries every address once, beginning with the one after the last that was tried. One that hangs, as that of a
+    /// machine without power does, does not keep the others waiting until its time is up: whichever answers first is
+    /// taken.
     async fn round(&mut self) -> Round {
         let addresses = self.peer.state().addresses.clone();
         if addresses.is_empty() {
             return Round::NoAddress;
         }
-        for _ in 0..addresses.len() {
-            let address = &addresses[self.next_address % addresses.len()];
-            self.next_address = (self.next_address + 1) % addresses.len();
-            let refused = matches!(self.peer.state().bridge, BridgeState::Refused(_));
-            let dialled = tokio::select! {
-                            biased;
-                            () = self.shutdown.requested() => return Round::Stopped,
-            dialled = self.dial(address, !refused) => dialled,
-                        };
-            match dialled {
-                Ok(link) => return Round::Connected(Box::new(link), address.clone()),
-                Err(error) => {
-                    tracing::debug!(peer = %self.peer.name, %address, "{}", chain(&error));
-                    self.explain(chain(&error));
+        let show = !matches!(self.peer.state().bridge, BridgeState::Refused(_));
+        let (round, after) = self.race(&addresses, show).await;
+        self.next_address = after;
+        if matches!(round, Round::Failed) {
+            self.show(BridgeState::Waiting);
+        }
+        round
+    }
+
+    /// The outcome of a round, and the address at which the next one begins.
+    async fn race(&self, addresses: &[HostAndPort], show: bool) -> (Round, usize) {
+        let first = self.next_address % addresses.len();
+        let mut order = (0..addresses.len()).map(|turn| (first + turn) % addresses.len());
+        let mut attempts = FuturesUnordered::new();
+        loop {
+            if let Some(index) = order.next() {
+                let address = &addresses[index];
+                attempts.push(async move { (index, self.dial(address, show).await) });
+            }
+            loop {
+                let more = order.len() > 0;
+                tokio::select! {
+                    biased;
+                    () = self.shutdown.requested() => return (Round::Stopped, first),
+                    Some((index, dialled)) = attempts.next() => match dialled {
+                        Ok(link) => {
+                            let connected = Round::Connected(Box::new(link), addresses[index].clone());
+                            return (connected, index + 1);
+                        }
+                        Err(error) => {
+                            let address = &addresses[index];
+                            tracing::debug!(peer = %self.peer.name, %address, "{}", chain(&error));
+                            self.explain(chain(&error));
+                            if more {
+                                break;
+                            }
+                            if attempts.is_empty() {
+                                return (Round::Failed, first);
+                            }
+                        }
+                    },
+                    () = sleep(DIALING_SHARE), if more => break,
                 }
             }
         }
-        self.show(BridgeState::Waiting);
-        Round::Failed
     }
 
     /// Tries one address. Only so many peers are dialled at once, so that after a failover of our own the handshakes do

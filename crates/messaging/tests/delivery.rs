@@ -299,6 +299,33 @@ async fn dead_addresses_are_passed_over() {
     balancer.abort();
 }
 
+/// A machine that has lost its power, or whose process is stopped: nothing refuses, nothing answers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn addresses_that_hang_do_not_keep_the_others_waiting() {
+    let (a, b) = (Party::start("PartyA"), Party::start("PartyB"));
+    let mut silent = Vec::new();
+    for _ in 0..2 {
+        silent.push(TcpListener::bind(support::localhost()).await.unwrap());
+    }
+    let hanging = silent.iter().map(|tcp| tcp.local_addr().unwrap());
+    let addresses: Vec<_> = hanging.chain([b.address]).collect();
+    a.knows_at(&b.name, &addresses);
+    let began = Instant::now();
+    a.send_many(&b.name, 10);
+    a.settled(&b.name).await;
+    assert!(
+        began.elapsed() < a.options.connect_timeout,
+        "as long as one attempt may take, and there are two that hang: {:?}",
+        began.elapsed()
+    );
+    a.until_bridge(&b.name, "connected", |state| {
+        state == BridgeState::Connected(b.address.into())
+    })
+    .await;
+    assert_eq!(b.inbox.count(), 10);
+    assert_eq!(*b.inbox.repeated.lock().unwrap(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_without_address_is_waited_for() {
     let (a, b) = (Party::start("PartyA"), Party::start("PartyB"));
