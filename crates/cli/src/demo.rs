@@ -103,6 +103,9 @@ async fn farewell(network: &mut LocalNetwork, shells: &[String]) -> Result<()> {
         for node in &network.nodes {
             println!("  quorate node -b {}", node.directory.display());
         }
+        if network.balancer.is_some() {
+            println!("  {}", haproxy::HaProxy::command(network.path()));
+        }
         for address in shells {
             println!("  quorate shell -u {RPC_USER} -a {address}");
         }

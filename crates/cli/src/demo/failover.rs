@@ -464,19 +464,19 @@ impl Failover {
         let ended = Instant::now();
         let words = node.last_words();
         let words = words.split_once(": ").map_or(&*words, |(_, reason)| reason);
-        self.line.tell(
-            continued,
-            format!("kill -CONT {process}: it goes on where it was, with messages unread"),
-        );
         if status.signal().is_some() {
             self.line.tell(
-                ended,
+                continued,
                 format!(
-                    "no: {} had to end it, for it kept the database file locked",
+                    "{} had to end {process} before: it had the database file locked",
                     heir.label
                 ),
             );
         } else {
+            self.line.tell(
+                continued,
+                format!("kill -CONT {process}: it goes on where it was, with messages unread"),
+            );
             self.line
                 .tell(ended, format!("{} ends: {words}", hot.label));
         }

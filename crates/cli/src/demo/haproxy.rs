@@ -21,6 +21,9 @@ const PROGRAMS: [&str; 2] = ["haproxy", "/usr/sbin/haproxy"];
 const CONFIGURATION: &str = include_str!("../../../../deploy/haproxy/quorate.cfg");
 /// Ten times as often as the recipe has it.
 const PROBE_INTERVAL: &str = "100ms";
+/// What its files are called in the network's directory.
+const RECIPE: &str = "haproxy.cfg";
+const ENVIRONMENT: &str = "haproxy.env";
 /// How long it may take until it listens.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -44,8 +47,14 @@ impl HaProxy {
         front: &Ports,
         instances: [&Ports; 2],
     ) -> Result<Self> {
-        let file = directory.join("haproxy.cfg");
+        let file = directory.join(RECIPE);
         fs::write(&file, CONFIGURATION).with_context(|| format!("writing {}", file.display()))?;
+        let variables = environment(front, instances);
+        let lines: String = (variables.iter())
+            .map(|(name, value)| format!("{name}={value}\n"))
+            .collect();
+        let kept = directory.join(ENVIRONMENT);
+        fs::write(&kept, lines).with_context(|| format!("writing {}", kept.display()))?;
         let log = directory.join("haproxy.log");
         let output = File::create(&log).with_context(|| format!("writing {}", log.display()))?;
         let child = try_each(|program| {
@@ -53,7 +62,7 @@ impl HaProxy {
                 .arg("-db")
                 .arg("-f")
                 .arg(&file)
-                .envs(environment(front, instances))
+                .envs(variables.iter().map(|(name, value)| (name, value)))
                 .stdin(Stdio::null())
                 .stdout(output.try_clone()?)
                 .stderr(output.try_clone()?)
@@ -70,6 +79,15 @@ impl HaProxy {
             sleep(POLL).await;
         }
         Ok(proxy)
+    }
+
+    /// How a person starts it again in `directory`.
+    pub(super) fn command(directory: &Path) -> String {
+        format!(
+            "env $(cat {}) haproxy -f {}",
+            directory.join(ENVIRONMENT).display(),
+            directory.join(RECIPE).display()
+        )
     }
 
     /// The process's id.
