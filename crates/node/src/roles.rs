@@ -352,7 +352,7 @@ impl Node {
         };
         // The last renewal came after this moment.
         let mut renewed = Instant::now();
-        let mut trouble = "the database does not answer".to_owned();
+        let mut trouble = None;
         loop {
             // What the writer commits renews the lease, too.
             renewed = renewed.max(services.written_at().map_or(renewed, Instant::from_std));
@@ -364,22 +364,35 @@ impl Node {
             }
             let left = (due + patience).saturating_duration_since(now);
             if left.is_zero() {
-                return format!("the lease could not be renewed within {patience:?}: {trouble}");
+                let silent = now - renewed;
+                return match trouble {
+                    Some(why) => format!("the lease could not be renewed for {silent:.1?}: {why}"),
+                    None => format!(
+                        "this process has not run for {silent:.1?}, stopped or starved, and its \
+                         lease may have lapsed"
+                    ),
+                };
             }
             // An attempt that hangs leaves time for others.
             let attempt = left.min(patience / RENEWAL_ATTEMPTS);
             let renewal = lease::renew(&self.prepared.store, fence);
             match timeout(attempt, renewal).await {
-                Ok(Ok(_)) => renewed = now,
+                Ok(Ok(_)) => {
+                    renewed = now;
+                    trouble = None;
+                }
                 Ok(Err(error)) if error.is_transient() => {
-                    trouble = chain(&error);
-                    tracing::warn!(trouble, "the lease could not be renewed yet");
+                    let why = trouble.insert(chain(&error));
+                    tracing::warn!(why, "the lease could not be renewed yet");
                     tokio::time::sleep(RENEWAL_PAUSE.min(attempt)).await;
                 }
                 Ok(Err(error)) => {
                     return format!("the lease could not be renewed: {}", chain(&error));
                 }
-                Err(_) => tracing::warn!("the lease could not be renewed yet: no answer"),
+                Err(_) => {
+                    trouble = Some("the database does not answer".to_owned());
+                    tracing::warn!("the lease could not be renewed yet: no answer");
+                }
             }
         }
     }

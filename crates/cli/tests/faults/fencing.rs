@@ -117,7 +117,7 @@ async fn one_stop(
         );
         if survived {
             let last = machine.log().lines().last().unwrap_or_default().to_owned();
-            let why = ["taken over", "could not be renewed"];
+            let why = ["taken over", "could not be renewed", "has not run for"];
             ensure!(
                 why.iter().any(|why| last.contains(why)),
                 "the last line in the log of {hot} does not say why it ended: {last}"
