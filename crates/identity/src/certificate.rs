@@ -19,6 +19,7 @@ use time::format_description::well_known::Rfc3339;
 use x509_parser::extensions::{GeneralName, GeneralSubtree, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 
+use crate::der;
 use crate::hash::SecureHash;
 use crate::keys::{KeyError, PublicKey, SIGNATURE_BYTES, SignatureError, SignatureScheme};
 use crate::name::{NameError, X500Name};
@@ -306,6 +307,9 @@ impl Certificate {
                 problem,
             })?;
         let signed = parsed.tbs_certificate.as_ref();
+        if der != envelope(signed, signature_scheme, &parsed.signature_value.data) {
+            return Err(CertificateError::Malformed);
+        }
         let start = signed.as_ptr() as usize - der.as_ptr() as usize;
         Ok(Self(Arc::new(Facts {
             signed: start..start + signed.len(),
@@ -402,6 +406,22 @@ impl Certificate {
         }
         key.verify_any_form(&self.0.der[self.0.signed.clone()], &self.0.signature)
     }
+}
+
+/// A certificate's bytes around what is signed. The signature does not cover them, and the parser forgives tags that are
+/// not DER: without comparing, one certificate would have many forms.
+fn envelope(signed: &[u8], scheme: SignatureScheme, signature: &[u8]) -> Vec<u8> {
+    // id-Ed25519 (RFC 8410) and ecdsa-with-SHA256 (RFC 5758), both without parameters.
+    let algorithm: &[u8] = match scheme {
+        SignatureScheme::Ed25519 => &[0x2b, 0x65, 0x70],
+        SignatureScheme::EcdsaP256 => &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02],
+    };
+    let algorithm = der::element(
+        der::SEQUENCE,
+        &der::element(der::OBJECT_IDENTIFIER, algorithm),
+    );
+    let signature = der::element(der::BIT_STRING, &[&[0][..], signature].concat());
+    der::element(der::SEQUENCE, &[signed, &algorithm, &signature].concat())
 }
 
 fn read_signature(

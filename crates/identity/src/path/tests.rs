@@ -430,22 +430,27 @@ fn paths_survive_wire_json_and_pem() {
     assert!(Certificate::from_pem(b"no PEM").is_err());
 }
 
-proptest! {
-    /// Any changed byte makes the certificate unreadable or its path invalid. (The development authority signs with
-    /// Ed25519: there are no two encodings of one signature.)
-    #[test]
-    fn a_tampered_certificate_is_refused(position: prop::sample::Index, change in 1u8..) {
-        let authority = CertificateAuthority::development();
-        let mut ders = authority.network_map().path().to_ders();
-        let position = position.index(ders[0].len());
-        ders[0][position] ^= change;
-        if let Ok(path) = CertificatePath::from_ders(&ders) {
-            prop_assert!(
-                validate_path(&path, authority.root(), NOW, CertRole::NetworkMap).is_err(),
-                "byte {position} changed"
-            );
+/// Any changed bit makes the certificate unreadable or its path invalid. (The development authority signs with Ed25519:
+/// there are no two encodings of one signature.)
+#[test]
+fn a_tampered_certificate_is_refused() {
+    let authority = CertificateAuthority::development();
+    let ders = authority.network_map().path().to_ders();
+    for position in 0..ders[0].len() {
+        for bit in 0..8 {
+            let mut tampered = ders.clone();
+            tampered[0][position] ^= 1 << bit;
+            if let Ok(path) = CertificatePath::from_ders(&tampered) {
+                assert!(
+                    validate_path(&path, authority.root(), NOW, CertRole::NetworkMap).is_err(),
+                    "bit {bit} of byte {position} changed"
+                );
+            }
         }
     }
+}
+
+proptest! {
 
     #[test]
     fn cut_or_random_certificates_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..64), cut: prop::sample::Index) {
