@@ -167,7 +167,8 @@ async fn whatever_fails_no_payment_is_lost_or_doubled_and_one_writes_at_a_time()
         let took = took.map_or_else(String::new, |took| format!("takeover {}, ", millis(took)));
         // Now and then the next fault happens to another node while this one has not recovered.
         let next = schedule.last().map_or(node, |(_, next)| *next);
-        let overlapping = !hurt && next != node && next != "all" && chance.below(3) == 0;
+        let overlapping =
+            !hurt && node != "all" && next != node && next != "all" && chance.below(3) == 0;
         hurt = overlapping;
         let healed = if overlapping {
             "no time to recover".to_owned()

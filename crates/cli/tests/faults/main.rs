@@ -15,6 +15,7 @@
 mod fencing;
 mod haproxy;
 mod hot_cold;
+mod judges;
 mod kill;
 mod operators;
 mod standby;

@@ -166,6 +166,23 @@ async fn a_lease_that_was_edited_by_hand_passes_on_and_never_goes_back() -> Resu
     network.finish().await
 }
 
+/// Two machines of one node have the same keys.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_with_other_keys_is_refused() -> Result<()> {
+    let _alone = Alone::on_this_machine()?;
+    let plan = [NodePlan::hot_cold("PartyB", &["", ""])];
+    let mut network = Network::make(Engine::Sqlite, &plan).await?;
+    let first = network.machine("PartyB/1");
+    first.spawn()?;
+    first.serving().await?;
+    // In development mode a node without keys makes itself some.
+    let other = network.machine("PartyB/2");
+    std::fs::remove_dir_all(other.directory.join("certificates"))?;
+    let said = refused(other).await?;
+    check_names(&said, &["O=PartyB, L=New York, C=US", "certificates"])?;
+    network.finish().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_schema_that_is_too_old_or_too_new_is_refused() -> Result<()> {
     let _alone = Alone::on_this_machine()?;

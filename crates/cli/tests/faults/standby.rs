@@ -24,6 +24,9 @@ use crate::support::{Alone, PATIENCE, millis, until};
 /// How soon another instance serves when one on the same machine has died.
 const SOON: Duration = Duration::from_secs(2);
 
+/// How long a payment may take if the recipient's first address hangs: well below one attempt's time.
+const PAST_A_SILENT_ONE: Duration = Duration::from_secs(5);
+
 /// A machine's ports for peers and clients, by name.
 fn doors(machine: &Machine) -> [(&'static str, u16); 3] {
     let ports = &machine.ports;
@@ -311,7 +314,8 @@ async fn a_stopped_holder_is_succeeded_at_the_guides_intervals() -> Result<()> {
     network.finish().await
 }
 
-/// A machine that is silent, as one without power is: peers whose connections lead to it find the new one.
+/// A machine that is silent, as one without power is: its address comes first, and neither refuses nor answers. Peers
+/// that look for the node find the other one all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn peers_find_the_new_machine_though_the_old_one_is_only_silent() -> Result<()> {
     if postgres::skipped() {
@@ -323,6 +327,7 @@ async fn peers_find_the_new_machine_though_the_old_one_is_only_silent() -> Resul
         NodePlan::single("PartyA"),
         NodePlan::hot_cold("PartyB", &["", ""]),
     ];
+    // On SQLite the taker might end the silent one, which may sit on the file.
     let mut network = Network::make(Engine::Postgres, &plan).await?;
     network.start().await?;
     let payer = Payer {
@@ -333,20 +338,17 @@ async fn peers_find_the_new_machine_though_the_old_one_is_only_silent() -> Resul
     issue(&payer.client, 5, 10_000).await?;
     payer.pay(1, 100).await?;
     network.machine("PartyB/1").signal(Signal::STOP)?;
-    let stopped = Instant::now();
-    let paid = payer.pay(2, 100);
-    let serving = network.machine("PartyB/2").serving();
-    let (paid, serving) = tokio::join!(paid, serving);
-    serving?;
-    paid?;
-    // Nobody has ended it, so its sockets are there and take whatever is sent.
+    network.machine("PartyB/2").serving().await?;
+    // So that it looks for PartyB now. A connection that it had would be found dead first, after its own time.
+    network.machine("PartyA").kill()?;
+    network.machine("PartyA").spawn()?;
+    network.machine("PartyA").serving().await?;
+    let paid = payer.pay(2, 100).await?;
+    println!("a payment past a silent machine took {}", millis(paid.took));
+    ensure!(paid.took <= PAST_A_SILENT_ONE, "it took {:?}", paid.took);
     ensure!(
         network.machine("PartyB/1").is_running()?,
         "the silent machine has ended"
-    );
-    println!(
-        "a payment to a node whose machine fell silent: {}",
-        millis(stopped.elapsed())
     );
     network.finish().await
 }

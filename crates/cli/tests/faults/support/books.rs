@@ -73,12 +73,17 @@ impl Books {
         Ok(Self { connection, engine })
     }
 
-    pub(crate) async fn rows(&mut self, sql: &'static str) -> Result<Vec<AnyRow>> {
+    /// Until then a SQLite database may be more than its file.
+    pub(crate) async fn close(self) -> Result<()> {
+        Ok(self.connection.close().await?)
+    }
+
+    async fn rows(&mut self, sql: &'static str) -> Result<Vec<AnyRow>> {
         let rows = sqlx::query(sql).fetch_all(&mut self.connection).await;
         rows.with_context(|| format!("reading with: {sql}"))
     }
 
-    pub(crate) async fn number(&mut self, sql: &'static str) -> Result<i64> {
+    async fn number(&mut self, sql: &'static str) -> Result<i64> {
         let rows = self.rows(sql).await?;
         Ok(rows.first().context("a number was asked for")?.try_get(0)?)
     }

@@ -297,8 +297,8 @@ impl Network {
         client_of(addresses)
     }
 
-    /// Stops every process in an orderly way and takes the files away: call it when all is well.
-    pub(crate) async fn finish(mut self) -> Result<()> {
+    /// Stops every process in an orderly way.
+    pub(crate) async fn stop(&mut self) -> Result<()> {
         for machine in &mut self.machines {
             machine.signal(Signal::CONT)?;
             machine.signal(Signal::TERM)?;
@@ -308,6 +308,12 @@ impl Network {
                 machine.ended().await?;
             }
         }
+        Ok(())
+    }
+
+    /// Stops every process and takes the files away: call it when all is well.
+    pub(crate) async fn finish(mut self) -> Result<()> {
+        self.stop().await?;
         self.directory.take();
         Ok(())
     }
