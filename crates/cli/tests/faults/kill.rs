@@ -23,7 +23,7 @@ const DEATHS: (Duration, Duration) = (Duration::ZERO, Duration::from_millis(300)
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_during_payments_lose_and_double_nothing_on_sqlite() -> Result<()> {
-    kills(Engine::Sqlite, wanted("QUORATE_FAULT_PAYMENTS", 500)?).await
+    kills(Engine::Sqlite, wanted("QUORATE_FAULT_PAYMENTS", 1_000)?).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
