@@ -299,6 +299,9 @@ async fn child() {
         println!("child: stopping");
         let own = rustix::process::getpid();
         rustix::process::kill_process(own, rustix::process::Signal::STOP).unwrap();
+        // The signal may have gone to another thread, and this one run on for a moment: long enough to commit while the
+        // lease is still ours. Asleep it waits for the stop.
+        std::thread::sleep(Duration::from_millis(200));
         // On again: from here on nothing of this transaction may become durable.
         Vec::new()
     };
