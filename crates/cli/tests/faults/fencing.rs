@@ -1,5 +1,5 @@
-//! A hot node is stopped (SIGSTOP) at moments drawn from a seed, in the middle of an open database
-//! transaction and between two of them; another instance takes over; the first one is continued. It has not delayed the takeover, nothing of it
+//! A hot node is stopped (SIGSTOP) at moments drawn from a seed, in the middle of an open database transaction and between
+//! two of them; another instance takes over; the first one is continued. It has not delayed the takeover, nothing of it
 //! commits, and it ends or stands by, as its configuration says.
 
 use std::time::Duration;
