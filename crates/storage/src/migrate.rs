@@ -402,7 +402,15 @@ fn pending<'a>(known: &'a [Known], migrations: &[Migration]) -> Vec<&'a Known> {
 /// An application that is installed after states of its types were recorded finds its table filled with them.
 pub async fn execute(store: &Store) -> Result<Vec<Migration>, Error> {
     let mut connection = store.database().connect(Purpose::Migrate).await?;
-    lock(store, &mut connection).await?;
+    let migrated = migrate(store, &mut connection).await;
+    // Also after a failure: a connection that is only dropped keeps the lock until the server notices.
+    connection.close().await;
+    migrated
+}
+
+/// Does it over this connection, which is of no use afterwards if it fails.
+async fn migrate(store: &Store, connection: &mut Connection) -> Result<Vec<Migration>, Error> {
+    lock(store, connection).await?;
     let doing = "migrating";
     if let Some(schema) = &store.database().schema {
         let doing = "creating the schema";
@@ -416,7 +424,7 @@ pub async fn execute(store: &Store) -> Result<Vec<Migration>, Error> {
     }
     connection.script(MIGRATIONS_TABLE).await.doing(doing)?;
     let known = known(store);
-    let mut migrations = compare(&known, found(&mut connection).await?);
+    let mut migrations = compare(&known, found(connection).await?);
     check_history(&migrations)?;
     let todo = pending(&known, &migrations);
     let mut fills: Vec<usize> = Vec::new();
@@ -440,13 +448,12 @@ pub async fn execute(store: &Store) -> Result<Vec<Migration>, Error> {
         fills.extend(wanted.fills.filter(|index| !fills.contains(index)));
     }
     for index in fills {
-        backfill(store, &mut connection, index).await?;
+        backfill(store, connection, index).await?;
     }
     connection
         .commit()
         .await
         .doing("committing the migration")?;
-    connection.close().await;
     migrations.retain(|migration| migration.state == MigrationState::Pending);
     Ok(migrations)
 }
