@@ -22,6 +22,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use quorate_identity::X500Name;
+use quorate_identity::node_keys::{
+    DEVELOPMENT_KEY_STORE_PASSWORD, DEVELOPMENT_TRUST_STORE_PASSWORD,
+};
 use quorate_ledger::network::NetworkHostAndPort;
 use quorate_runtime::Secret;
 use quorate_runtime::config::{
@@ -41,11 +44,6 @@ pub use rpc::{RpcSettings, RpcTls};
 
 /// The file in a node's base directory.
 pub const FILE_NAME: &str = "node.conf";
-
-/// The passwords of development key stores, as everybody knows them. In development mode they are the defaults.
-pub const DEVELOPMENT_KEY_STORE_PASSWORD: &str = "cordacadevpass";
-/// See [`DEVELOPMENT_KEY_STORE_PASSWORD`].
-pub const DEVELOPMENT_TRUST_STORE_PASSWORD: &str = "trustpass";
 
 /// How often `additional-node-infos` is looked at, unless configured otherwise. Looking costs little, and a network
 /// whose nodes are started in any order should find together at once.

@@ -239,35 +239,6 @@ impl Prepared {
     }
 }
 
-/// The node's keys, as the configuration says.
-fn load_keys(configuration: &NodeConfiguration, now: UnixTime) -> Result<NodeKeys, NodeError> {
-    let notary_service = configuration
-        .notary
-        .as_ref()
-        .and_then(|notary| notary.service_legal_name.as_ref());
-    let options = KeysOptions {
-        directory: &configuration.certificates_directory,
-        legal_name: &configuration.my_legal_name,
-        notary_service,
-        key_store_password: Some(&configuration.key_store_password),
-        trust_store_password: Some(&configuration.trust_store_password),
-        dev_mode: configuration.dev_mode,
-    };
-    Ok(load_or_create(&options, now)?)
-}
-
-/// What the node says of itself in the network map.
-fn own_info<'a>(configuration: &'a NodeConfiguration, keys: &'a NodeKeys) -> OwnInfo<'a> {
-    OwnInfo {
-        keys,
-        addresses: &configuration.advertised_addresses,
-        provides_notary_service: configuration
-            .notary
-            .as_ref()
-            .is_some_and(|notary| notary.service_legal_name.is_some()),
-    }
-}
-
 /// The setting that says whose database it is.
 pub(crate) const IDENTITY: &str = "identity";
 
@@ -301,8 +272,9 @@ pub fn write_node_info(
     configuration: &NodeConfiguration,
     clock: &Clock,
 ) -> Result<PathBuf, NodeError> {
-    let keys = load_keys(configuration, UnixTime(clock.now_seconds()))?;
-    let published = own_info(configuration, &keys)
+    let now = UnixTime(clock.now_seconds());
+    let keys = load_or_create(&KeysOptions::of(configuration), now)?;
+    let published = OwnInfo::of(configuration, &keys)
         .publish(
             &configuration.base_directory,
             &[],
@@ -333,8 +305,9 @@ impl Node {
         let (configuration, keys, map) = {
             let clock = clock.clone();
             blocking("read keys and network map", move || {
-                let keys = load_keys(&configuration, UnixTime(clock.now_seconds()))?;
-                let own = own_info(&configuration, &keys);
+                let now = UnixTime(clock.now_seconds());
+                let keys = load_or_create(&KeysOptions::of(&configuration), now)?;
+                let own = OwnInfo::of(&configuration, &keys);
                 let map = NetworkMap::load(&configuration.base_directory, &own, clock)?;
                 Ok::<_, NodeError>((configuration, keys, map))
             })

@@ -431,9 +431,6 @@ impl NodeOperations for Operations {
 
     fn vault_query(&self, query: VaultQuery) -> Answer<'_, api::VaultPage> {
         Box::pin(async move {
-            query
-                .validate()
-                .map_err(|e| RpcError::new(ErrorCode::InvalidArgument, chain(&e)))?;
             let page = self.store.vault_query(&query).await.map_err(|e| {
                 if e.is_transient() {
                     internal(&e)
