@@ -71,7 +71,7 @@ fn only_storage_has_sql() {
 fn pure_crates_have_neither_runtime_nor_input_and_output() {
     const IMPURE: [&str; 6] = ["tokio", "sqlx", "tonic", "axum", "rand", "fe2o3-amqp"];
     for (name, manifest) in manifests() {
-        if ["identity", "ledger", "flow", "cash"].contains(&name.as_str()) {
+        if ["identity", "ledger", "flow", "fabric", "cash"].contains(&name.as_str()) {
             for dependency in dependencies(&manifest, "dependencies") {
                 assert!(
                     !IMPURE.contains(&dependency.as_str()),

@@ -1,0 +1,1 @@
+//! Replicated logs: many Raft groups over one shared durable log.

@@ -1,0 +1,8 @@
+//! Hyperledger Fabric's frozen bytes, and the rules that decide over them.
+//!
+//! Everything here is pure: bytes in, values or refusals out; the time is an argument. Sockets, files and clocks are
+//! the business of the crate `orderer`.
+//!
+//! * [`proto`]: the generated message types.
+
+pub mod proto;

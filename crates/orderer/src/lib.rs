@@ -1,0 +1,3 @@
+//! The ordering service: everything between a client's envelope and a block that peers accept.
+
+pub mod grpc;
