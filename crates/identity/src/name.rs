@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use x509_parser::asn1_rs::Any;
 use x509_parser::prelude::FromDer;
 
 use crate::der;
@@ -335,6 +336,9 @@ impl X500Name {
     }
 
     pub(crate) fn from_parsed(name: &x509_parser::x509::X509Name<'_>) -> Result<Self, NameError> {
+        if !is_whole_sequence(name.as_raw()) {
+            return Err(NameError::MalformedDer);
+        }
         let mut values = Values::default();
         for rdn in name.iter_rdn() {
             let mut pairs = rdn.iter();
@@ -514,6 +518,22 @@ impl FromStr for X500Name {
         }
         values.build()
     }
+}
+
+/// Whether `der` is one element that consists of whole elements. The parser of names stops at the first element that it
+/// cannot read and keeps silent about the remaining bytes; two names that differ must not be taken for one.
+fn is_whole_sequence(der: &[u8]) -> bool {
+    let Ok((&[], sequence)) = Any::from_der(der) else {
+        return false;
+    };
+    let mut rest = sequence.data;
+    while !rest.is_empty() {
+        match Any::from_der(rest) {
+            Ok((after, _)) => rest = after,
+            Err(_) => return false,
+        }
+    }
+    true
 }
 
 impl fmt::Display for X500Name {

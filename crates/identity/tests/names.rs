@@ -204,6 +204,14 @@ fn value(max: usize) -> impl Strategy<Value = String> {
         })
 }
 
+#[test]
+fn bytes_after_the_last_attribute_are_refused() {
+    let mut der = name("O=PartyA, L=London, C=GB").to_der();
+    der[1] += 1;
+    der.push(0);
+    assert_eq!(X500Name::from_der(&der), Err(NameError::MalformedDer));
+}
+
 proptest! {
     #[test]
     fn every_name_survives_text_der_and_wire(
