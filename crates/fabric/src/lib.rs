@@ -4,5 +4,9 @@
 //! the business of the crate `orderer`.
 //!
 //! * [`proto`]: the generated message types.
+//! * [`msp`]: who is a member of which organisation, and in what role.
+//! * [`policy`]: which signatures are wanted for what.
 
+pub mod msp;
+pub mod policy;
 pub mod proto;

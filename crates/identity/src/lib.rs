@@ -19,6 +19,7 @@ pub mod party;
 pub mod path;
 pub mod rpc_tls;
 pub mod tls;
+pub mod x509;
 
 pub use authority::{CertificateAuthority, Identity, IssueError};
 pub use certificate::{CertRole, Certificate, CertificatePath, UnixTime};
