@@ -13,6 +13,7 @@ mod der;
 pub mod hash;
 pub mod key_store;
 pub mod keys;
+pub mod mutual_tls;
 pub mod name;
 pub mod node_keys;
 pub mod party;

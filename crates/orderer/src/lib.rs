@@ -1,3 +1,4 @@
 //! The ordering service: everything between a client's envelope and a block that peers accept.
 
+pub mod cluster;
 pub mod grpc;
