@@ -3,12 +3,18 @@
 //! Everything here is pure: bytes in, values or refusals out; the time is an argument. Sockets, files and clocks are
 //! the business of the crate `orderer`.
 //!
-//! * [`config`]: a channel's configuration and the rules by which it changes.
 //! * [`proto`]: the generated message types.
+//! * [`envelope`]: what clients submit; channel names.
+//! * [`block`]: hashes, metadata and signatures of blocks.
+//! * [`config`]: a channel's configuration and the rules by which it changes.
 //! * [`msp`]: who is a member of which organisation, and in what role.
 //! * [`policy`]: which signatures are wanted for what.
+//! * [`raftpb`]: the messages of etcd's Raft, as the crate `raft` understands them.
 
+pub mod block;
 pub mod config;
+pub mod envelope;
 pub mod msp;
 pub mod policy;
 pub mod proto;
+pub mod raftpb;
