@@ -1,7 +1,10 @@
 //! The ordering service: everything between a client's envelope and a block that peers accept.
 
 pub mod admin;
+pub mod channel;
+pub mod checks;
 pub mod cluster;
+pub mod cutter;
 pub mod grpc;
 pub mod options;
 pub mod store;
