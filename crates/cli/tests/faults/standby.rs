@@ -195,6 +195,63 @@ async fn a_stopped_holder_is_succeeded_when_its_lease_lapses() -> Result<()> {
     network.finish().await
 }
 
+/// Who may take over, and when, is judged by the database's clock: a machine that is an hour ahead takes nothing early, and
+/// one that is an hour behind takes nothing late.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_whose_clock_is_wrong_keeps_to_the_intervals() -> Result<()> {
+    if postgres::skipped() {
+        return Ok(());
+    }
+    let _alone = Alone::on_this_machine()?;
+    let plan = [NodePlan::hot_cold("PartyB", &["", ""])];
+    let mut network = Network::make(Engine::Postgres, &plan).await?;
+    for (offset, ahead) in [("+1h", 3_600), ("-1h", -3_600)] {
+        network.machine("PartyB/2").clock = Some(offset);
+        network.machine("PartyB/1").spawn()?;
+        network.machine("PartyB/1").serving().await?;
+        network.machine("PartyB/2").spawn()?;
+        network.machine("PartyB/2").in_role("standby").await?;
+        tokio::time::sleep(WAIT * 2).await;
+        assert_eq!(
+            network.machine("PartyB/1").role().await.as_deref(),
+            Some("active"),
+            "{offset}"
+        );
+
+        // The right one falls silent, then the wrong one.
+        for (from, to) in [("PartyB/1", "PartyB/2"), ("PartyB/2", "PartyB/1")] {
+            network.machine(from).signal(Signal::STOP)?;
+            let stopped = Instant::now();
+            network.machine(to).serving().await?;
+            let took = stopped.elapsed();
+            println!("{offset}: {to} took over after {}", millis(took));
+            ensure!(
+                took <= WAIT + TAKEOVER && took + UPDATE >= WAIT - UPDATE,
+                "{offset}: {to} took over after {took:?}"
+            );
+            let address = format!("127.0.0.1:{}", network.machine(to).ports.rpc);
+            let client = client_of([address])?;
+            run(&mut network.machine(to).command(&["health"]))?;
+            let there = client.current_node_time().await?.as_micros() / 1_000_000;
+            let here = std::time::SystemTime::UNIX_EPOCH.elapsed()?.as_secs();
+            let shown = there - i64::try_from(here)?;
+            let wanted = if to == "PartyB/2" { ahead } else { 0 };
+            ensure!(
+                (shown - wanted).abs() < 60,
+                "its clock is ahead by {shown} s"
+            );
+            drop(client);
+            let fenced = network.machine(from);
+            fenced.signal(Signal::CONT)?;
+            fenced.ended().await?;
+            fenced.spawn()?;
+            fenced.in_role("standby").await?;
+        }
+        network.stop().await?;
+    }
+    network.finish().await
+}
+
 /// What a client began on one machine it finds on the other: the flow, its result, the updates since its last cursor.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_finds_its_flows_and_updates_on_the_other_machine() -> Result<()> {

@@ -12,5 +12,6 @@ mod lifecycle;
 mod notaries;
 mod operators;
 mod payments;
+mod releases;
 mod web;
 mod world;

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_cash::CashApp;
+use quorate_flow::App;
 use quorate_identity::X500Name;
 use quorate_ledger::TxId;
 use quorate_ledger::vault::{Criteria, PageRequest, VaultQuery};
 use quorate_node::bootstrap::{BootstrapOptions, bootstrap};
 use quorate_node::config::{LoadOptions, NodeConfiguration};
+use quorate_node::control::{Control, Question};
 use quorate_node::{Addresses, Milestone, Node, NodeError, NodeOptions};
 use quorate_rpc::{Client, ClientError, Options, Password};
 use quorate_runtime::operations::{Health, Operations, Readiness, Version};
@@ -177,11 +179,6 @@ database {{ runMigration = true }}
         &self.outside[organisation]
     }
 
-    fn configuration(&self, organisation: &str) -> NodeConfiguration {
-        let directory = self.directory(organisation);
-        NodeConfiguration::load(&directory, None, &LoadOptions::default()).unwrap()
-    }
-
     /// Starts a node and returns when it serves.
     pub(crate) async fn start(&self, organisation: &'static str) -> Running {
         let started = self.try_start(organisation).await;
@@ -190,6 +187,40 @@ database {{ runMigration = true }}
 
     /// Starts a node and returns when it serves, or cannot.
     pub(crate) async fn try_start(&self, organisation: &'static str) -> Result<Running, NodeError> {
+        let apps = self.apps(organisation);
+        let directory = self.directory(organisation);
+        let started = self.launch(organisation, &directory, apps).await?;
+        started.serving().await
+    }
+
+    /// The applications of a node, as they are now.
+    pub(crate) fn apps(&self, organisation: &str) -> Vec<Arc<dyn App>> {
+        let test = TestApp(Arc::clone(self.outside(organisation)));
+        vec![Arc::new(CashApp), Arc::new(test)]
+    }
+
+    /// Another machine of a node: a copy of its directory, in which `change` has edited the configuration.
+    pub(crate) fn copy(
+        &self,
+        organisation: &str,
+        label: &str,
+        change: impl Fn(String) -> String,
+    ) -> PathBuf {
+        let (from, to) = (self.directory(organisation), self.folder.path().join(label));
+        copy_folder(&from, &to);
+        let file = to.join("node.conf");
+        let text = change(std::fs::read_to_string(&file).unwrap());
+        std::fs::write(file, text).unwrap();
+        to
+    }
+
+    /// Starts an instance of a node with these applications, in this directory.
+    pub(crate) async fn launch(
+        &self,
+        organisation: &'static str,
+        directory: &Path,
+        apps: Vec<Arc<dyn App>>,
+    ) -> Result<Started, NodeError> {
         let tasks = Tasks::new("");
         let (metrics, health, readiness) = (Metrics::new(), Health::new(), Readiness::new());
         let endpoint = Operations {
@@ -204,12 +235,11 @@ database {{ runMigration = true }}
             clock: Clock::system(),
         };
         let operations = endpoint.start(&tasks, "127.0.0.1:0").await.unwrap();
+        let configuration =
+            NodeConfiguration::load(directory, None, &LoadOptions::default()).unwrap();
         let node = Node::prepare(NodeOptions {
-            configuration: self.configuration(organisation),
-            apps: vec![
-                Arc::new(CashApp),
-                Arc::new(TestApp(Arc::clone(self.outside(organisation)))),
-            ],
+            configuration,
+            apps,
             release: "1.2.3".to_owned(),
             revision: "abc".to_owned(),
             clock: Clock::system(),
@@ -220,6 +250,7 @@ database {{ runMigration = true }}
             tasks: tasks.clone(),
         })
         .await?;
+        let control = node.control();
         let (active, serving) = oneshot::channel();
         let run = {
             let tasks = tasks.clone();
@@ -235,17 +266,11 @@ database {{ runMigration = true }}
                 .await
             })
         };
-        let serving = tokio::time::timeout(PATIENCE, serving).await;
-        let Ok(addresses) = serving.unwrap_or_else(|_| panic!("{organisation} hangs")) else {
-            let result = run.await.unwrap();
-            let report = tasks.stop(Duration::from_secs(5)).await;
-            assert!(report.is_clean(), "{organisation}: {report}");
-            return Err(result.expect_err("it has not been asked to stop"));
-        };
-        Ok(Running {
+        Ok(Started {
             organisation,
-            addresses,
+            serving,
             operations,
+            control,
             tasks,
             run,
         })
@@ -262,11 +287,66 @@ database {{ runMigration = true }}
     }
 }
 
+/// An instance that serves, or waits for the lease.
+pub(crate) struct Started {
+    organisation: &'static str,
+    serving: oneshot::Receiver<Addresses>,
+    operations: SocketAddr,
+    control: Control,
+    tasks: Tasks,
+    run: JoinHandle<Result<(), NodeError>>,
+}
+
+impl Started {
+    /// Waits until it serves, or cannot.
+    pub(crate) async fn serving(self) -> Result<Running, NodeError> {
+        let organisation = self.organisation;
+        let serving = tokio::time::timeout(PATIENCE, self.serving).await;
+        let Ok(addresses) = serving.unwrap_or_else(|_| panic!("{organisation} hangs")) else {
+            let result = self.run.await.unwrap();
+            let report = self.tasks.stop(Duration::from_secs(5)).await;
+            assert!(report.is_clean(), "{organisation}: {report}");
+            return Err(result.expect_err("it has not been asked to stop"));
+        };
+        Ok(Running {
+            organisation,
+            addresses,
+            operations: self.operations,
+            control: self.control,
+            tasks: self.tasks,
+            run: self.run,
+        })
+    }
+
+    /// Its role.
+    pub(crate) async fn role(&self) -> String {
+        let answer = self
+            .control
+            .answer(Question::Status, &Clock::system())
+            .await;
+        answer.role
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_folder(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).unwrap();
+        }
+    }
+}
+
 /// A node that serves.
 pub(crate) struct Running {
     organisation: &'static str,
     pub(crate) addresses: Addresses,
     pub(crate) operations: SocketAddr,
+    pub(crate) control: Control,
     tasks: Tasks,
     run: JoinHandle<Result<(), NodeError>>,
 }

@@ -36,6 +36,8 @@ pub(crate) const USER: &str = "tester";
 const HTTP_PATIENCE: Duration = Duration::from_secs(2);
 /// Largest answer that is read over HTTP, in bytes.
 const MAX_HTTP_BYTES: u64 = 1024 * 1024;
+/// The library that shows a process another time, where Debian's package libfaketime puts it; the loader knows `$LIB`.
+const FAKE_TIME: &str = "/usr/$LIB/faketime/libfaketimeMT.so.1";
 /// Ports below this system's range for outgoing connections.
 const PORTS: std::ops::Range<u16> = 20_000..30_000;
 
@@ -235,6 +237,7 @@ impl Network {
                 program: self.program.clone(),
                 database: database.clone(),
                 database_gate,
+                clock: None,
                 child: None,
                 stopped: false,
             };
@@ -492,6 +495,8 @@ pub(crate) struct Machine {
     program: PathBuf,
     pub(crate) database: DatabasePlace,
     pub(crate) database_gate: Option<Gate>,
+    /// By how much this machine's clock is ahead (`+1h`) or behind (`-1h`), as libfaketime writes it.
+    pub(crate) clock: Option<&'static str>,
     child: Option<Child>,
     stopped: bool,
 }
@@ -517,6 +522,12 @@ impl Machine {
             .arg("--base-directory")
             .arg(&self.directory)
             .args(arguments);
+        if let Some(offset) = self.clock {
+            command
+                .env("LD_PRELOAD", FAKE_TIME)
+                .env("FAKETIME", offset)
+                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
         command
     }
 
