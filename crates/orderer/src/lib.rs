@@ -6,5 +6,7 @@ pub mod checks;
 pub mod cluster;
 pub mod cutter;
 pub mod grpc;
+pub mod listener;
 pub mod options;
+pub mod raw;
 pub mod store;
