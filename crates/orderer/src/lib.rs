@@ -1,6 +1,7 @@
 //! The ordering service: everything between a client's envelope and a block that peers accept.
 
 pub mod admin;
+pub mod admin_client;
 pub mod channel;
 pub mod checks;
 pub mod cluster;
