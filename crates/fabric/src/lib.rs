@@ -18,3 +18,4 @@ pub mod msp;
 pub mod policy;
 pub mod proto;
 pub mod raftpb;
+mod wire;
