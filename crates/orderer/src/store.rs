@@ -14,9 +14,16 @@
 mod block;
 mod chain;
 mod error;
+mod files;
+mod format;
+mod index;
 mod ledgers;
+mod marks;
+mod recovery;
+#[cfg(test)]
+mod tests;
 
 pub use block::{BlockFormatError, StoredBlock};
-pub use chain::BlockStore;
+pub use chain::{BlockStore, MAX_RECENT_BLOCKS, MAX_RECENT_BYTES};
 pub use error::StoreError;
 pub use ledgers::Ledgers;

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use prost::Message;
-use quorate_fabric::proto::common::{Block, BlockHeader};
-use quorate_identity::SecureHash;
+use quorate_fabric::block as rules;
+use quorate_fabric::proto::common::{Block, BlockHeader, BlockMetadata};
 
 /// Why bytes are not a block.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,11 +40,20 @@ impl StoredBlock {
         if block.data.is_none() {
             return Err(BlockFormatError::Missing("data"));
         }
+        let encoded = match &block.metadata {
+            Some(_) => block.encode_to_vec(),
+            // A block file does not tell absent metadata from empty ones.
+            None => Block {
+                metadata: Some(BlockMetadata::default()),
+                ..block.clone()
+            }
+            .encode_to_vec(),
+        };
         Ok(Self {
-            header_hash: hash(&header),
+            header_hash: rules::header_hash(&header),
             header,
-            last_config: None,
-            encoded: block.encode_to_vec().into(),
+            last_config: rules::last_config(block).ok(),
+            encoded: encoded.into(),
         })
     }
 
@@ -95,8 +104,4 @@ impl std::fmt::Debug for StoredBlock {
             .field("bytes", &self.encoded.len())
             .finish_non_exhaustive()
     }
-}
-
-fn hash(header: &BlockHeader) -> [u8; 32] {
-    *SecureHash::of(&header.encode_to_vec()).as_bytes()
 }

@@ -1,10 +1,24 @@
 //! One channel's chain of blocks.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use super::{StoreError, StoredBlock};
+use super::files::{self, Readers};
+use super::index::{Index, Location};
+use super::recovery::{self, Recovered};
+use super::{StoreError, StoredBlock, format};
+
+/// How many bytes of recent blocks a chain keeps in memory; the newest block is kept even when it alone is larger.
+pub const MAX_RECENT_BYTES: usize = 4 * 1024 * 1024;
+
+/// How many recent blocks a chain keeps in memory.
+pub const MAX_RECENT_BLOCKS: usize = 256;
 
 /// The chain of one channel. Cheap to clone; all clones are the same chain.
 ///
@@ -17,19 +31,84 @@ pub struct BlockStore {
 
 struct Inner {
     channel: String,
-    height: watch::Sender<u64>,
-    blocks: Mutex<Vec<Arc<StoredBlock>>>,
+    folder: PathBuf,
+    index: Index,
+    readers: Readers,
+    recent: Mutex<Recent>,
+    writer: Mutex<Writer>,
+    /// The height to read; [`Inner::announce`] tells those who wait for it.
+    height: AtomicU64,
+    synced: AtomicU64,
+    /// Gone once the channel was removed.
+    announce: Mutex<Option<watch::Sender<u64>>>,
+}
+
+struct Writer {
+    state: State,
+    file: u32,
+    size: u64,
+    max_file_bytes: u64,
+    /// The next block's previous hash; `None` before the first block.
+    newest_hash: Option<[u8; 32]>,
+    newest_last_config: Option<u64>,
+}
+
+/// Whether the chain can be extended.
+enum State {
+    /// Yes: by writing to the last block file, or to one that will be created.
+    Ready(Option<Arc<File>>),
+    Stopped {
+        reason: String,
+    },
+    Removed,
+}
+
+#[derive(Default)]
+struct Recent {
+    /// With consecutive numbers.
+    blocks: VecDeque<Arc<StoredBlock>>,
+    bytes: usize,
 }
 
 impl BlockStore {
-    pub(super) fn new(channel: &str) -> Self {
-        Self {
+    /// Opens the chain in `folder`, which exists. `max_file_bytes` is [`files::MAX_FILE_BYTES`] except in tests.
+    pub(super) fn open(
+        folder: &Path,
+        channel: &str,
+        max_file_bytes: u64,
+    ) -> Result<Self, StoreError> {
+        let Recovered {
+            index,
+            file,
+            size,
+            newest,
+        } = recovery::open(folder, channel)?;
+        let height = newest.as_ref().map_or(0, |block| block.number() + 1);
+        let writer = Writer {
+            state: State::Ready(None),
+            file,
+            size,
+            max_file_bytes,
+            newest_hash: newest.as_ref().map(|block| *block.header_hash()),
+            newest_last_config: newest.as_ref().and_then(StoredBlock::last_config),
+        };
+        let mut recent = Recent::default();
+        if let Some(newest) = newest {
+            recent.push(Arc::new(newest));
+        }
+        Ok(Self {
             inner: Arc::new(Inner {
                 channel: channel.to_owned(),
-                height: watch::Sender::new(0),
-                blocks: Mutex::default(),
+                folder: folder.to_owned(),
+                index,
+                readers: Readers::new(folder),
+                recent: Mutex::new(recent),
+                writer: Mutex::new(writer),
+                height: AtomicU64::new(height),
+                synced: AtomicU64::new(height),
+                announce: Mutex::new(Some(watch::Sender::new(height))),
             }),
-        }
+        })
     }
 
     /// The channel's name.
@@ -39,12 +118,15 @@ impl BlockStore {
 
     /// How many blocks the chain has: the number of the next one.
     pub fn height(&self) -> u64 {
-        *self.inner.height.borrow()
+        self.inner.height.load(Ordering::Acquire)
     }
 
     /// A view of the height that can be awaited. It becomes closed when the channel is removed.
     pub fn watch_height(&self) -> watch::Receiver<u64> {
-        self.inner.height.subscribe()
+        match &*lock(&self.inner.announce) {
+            Some(sender) => sender.subscribe(),
+            None => watch::channel(self.height()).1,
+        }
     }
 
     /// Writes the next block. It is readable at once, and survives the end of the process; it survives the end of the
@@ -57,63 +139,94 @@ impl BlockStore {
     /// A block that is not the next one is refused and changes nothing. After an error of the disk the store is
     /// stopped: every later call fails too.
     pub fn append(&self, block: &StoredBlock) -> Result<(), StoreError> {
-        let mut blocks = self
-            .inner
-            .blocks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        blocks.push(Arc::new(block.clone()));
-        self.inner.height.send_replace(blocks.len() as u64);
-        Ok(())
+        let inner = &*self.inner;
+        let mut writer = lock(&inner.writer);
+        let height = self.height();
+        inner.check_next(&writer, height, block)?;
+        let record = format::record(&block.block());
+        let file = writer.ready(inner)?;
+        match inner.write(&mut writer, file, height, &record) {
+            Ok(()) => {
+                writer.newest_hash = Some(*block.header_hash());
+                writer.newest_last_config = block.last_config();
+                lock(&inner.recent).push(Arc::new(block.clone()));
+                inner.height.store(height + 1, Ordering::Release);
+                if let Some(announce) = &*lock(&inner.announce) {
+                    announce.send_replace(height + 1);
+                }
+                Ok(())
+            }
+            Err(error) => Err(inner.stop(&mut writer, error)),
+        }
     }
 
-    /// Makes everything appended so far durable; returns the height that is.
+    /// Makes everything appended so far durable; returns the height that is. Blocks may be appended meanwhile.
     ///
     /// # Errors
     /// As for [`BlockStore::append`].
     pub fn sync(&self) -> Result<u64, StoreError> {
-        Ok(self.height())
+        let inner = &*self.inner;
+        let (file, number, height) = {
+            let mut writer = lock(&inner.writer);
+            let height = self.height();
+            if self.synced_height() >= height {
+                return Ok(height);
+            }
+            let file = writer.ready(inner)?;
+            (file, writer.file, height)
+        };
+        let synced = file
+            .sync_data()
+            .map_err(|error| StoreError::io("sync", files::path(&inner.folder, number), error))
+            .and_then(|()| inner.index.promise_synced(height));
+        match synced {
+            Ok(()) => {
+                inner.synced.fetch_max(height, Ordering::AcqRel);
+                Ok(height)
+            }
+            Err(error) => Err(inner.stop(&mut lock(&inner.writer), error)),
+        }
     }
 
     /// The height up to which blocks are known to be durable.
     pub fn synced_height(&self) -> u64 {
-        self.height()
+        self.inner.synced.load(Ordering::Acquire)
     }
 
-    /// The block of that number, or `None` at and above the height.
+    /// The block of that number, or `None` at and above the height. Recent blocks come from memory, others from the
+    /// disk, which may block for as long as a disk does.
     ///
     /// # Errors
-    /// The disk's, and damage found on it.
+    /// The disk's, and damage found on it; the channel's removal.
     pub fn read(&self, number: u64) -> Result<Option<Arc<StoredBlock>>, StoreError> {
-        let blocks = self
-            .inner
-            .blocks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        Ok(usize::try_from(number)
-            .ok()
-            .and_then(|at| blocks.get(at))
-            .cloned())
+        match self.read_recent(number) {
+            Some(block) => Ok(Some(block)),
+            None if number >= self.height() => Ok(None),
+            None => self.inner.read(number).map(|block| Some(Arc::new(block))),
+        }
     }
 
-    /// The newest block; `None` in an empty chain.
-    ///
-    /// # Errors
-    /// As for [`BlockStore::read`].
-    pub fn newest(&self) -> Result<Option<Arc<StoredBlock>>, StoreError> {
-        match self.height().checked_sub(1) {
-            Some(number) => self.read(number),
-            None => Ok(None),
-        }
+    /// The block of that number, if it is among the recent ones in memory. Never blocks.
+    pub fn read_recent(&self, number: u64) -> Option<Arc<StoredBlock>> {
+        lock(&self.inner.recent).get(number)
+    }
+
+    /// The newest block; `None` in an empty chain. Always in memory.
+    pub fn newest(&self) -> Option<Arc<StoredBlock>> {
+        lock(&self.inner.recent).blocks.back().cloned()
     }
 
     /// The number of the config block in force at the chain's end, as the newest block's metadata say; `None` in an
     /// empty chain.
-    ///
-    /// # Errors
-    /// As for [`BlockStore::read`].
-    pub fn last_config_number(&self) -> Result<Option<u64>, StoreError> {
-        Ok(self.newest()?.and_then(|block| block.last_config()))
+    pub fn last_config_number(&self) -> Option<u64> {
+        lock(&self.inner.writer).newest_last_config
+    }
+
+    /// Lets nobody write any more, and tells those who wait for the height: the files are about to be removed.
+    pub(super) fn close(&self) {
+        lock(&self.inner.writer).state = State::Removed;
+        *lock(&self.inner.recent) = Recent::default();
+        lock(&self.inner.announce).take();
     }
 }
 
@@ -124,4 +237,189 @@ impl std::fmt::Debug for BlockStore {
             .field("height", &self.height())
             .finish_non_exhaustive()
     }
+}
+
+impl Inner {
+    fn check_next(
+        &self,
+        writer: &Writer,
+        height: u64,
+        block: &StoredBlock,
+    ) -> Result<(), StoreError> {
+        let not_next = |reason: String| StoreError::NotNext {
+            channel: self.channel.clone(),
+            number: block.number(),
+            reason,
+        };
+        if block.number() != height {
+            return Err(not_next(format!("the next block is {height}")));
+        }
+        if let Some(hash) = &writer.newest_hash
+            && block.header().previous_hash[..] != hash[..]
+        {
+            return Err(not_next(format!(
+                "its previous hash is {}, and the hash of block {} is {}",
+                hex::encode(&block.header().previous_hash),
+                height - 1,
+                hex::encode(hash)
+            )));
+        }
+        // A record's length has 32 bits in the index. Blocks of gigabytes pass no limit that a channel can have.
+        if block.encoded().len() > u32::MAX as usize / 2 {
+            return Err(not_next("it is too long".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Writes a record at the end of the last file, or at the beginning of the next one, and its entry.
+    fn write(
+        &self,
+        writer: &mut Writer,
+        mut file: Arc<File>,
+        number: u64,
+        record: &[u8],
+    ) -> Result<(), StoreError> {
+        if writer.size > 0 && writer.size + record.len() as u64 > writer.max_file_bytes {
+            file = self.next_file(writer, &file, number)?;
+        }
+        file.write_all_at(record, writer.size).map_err(|error| {
+            StoreError::io("write", files::path(&self.folder, writer.file), error)
+        })?;
+        let (length, prefix) = format::varint(record).expect("a record begins with its length");
+        let location = Location {
+            file: writer.file,
+            offset: writer.size + prefix as u64,
+            length: u32::try_from(length).expect("the length was checked"),
+            checksum: crc32c::crc32c(&record[prefix..]),
+        };
+        self.index.put(number, &location)?;
+        writer.size = location.end();
+        Ok(())
+    }
+
+    /// Begins the next file. All blocks and entries so far become durable first: only the last file can be torn.
+    fn next_file(
+        &self,
+        writer: &mut Writer,
+        file: &File,
+        height: u64,
+    ) -> Result<Arc<File>, StoreError> {
+        file.sync_data().map_err(|error| {
+            StoreError::io("sync", files::path(&self.folder, writer.file), error)
+        })?;
+        self.index.promise_synced(height)?;
+        self.index.settle(height)?;
+        self.synced.fetch_max(height, Ordering::AcqRel);
+        let next = writer.file + 1;
+        let file = Arc::new(files::open_for_writing(&self.folder, next)?);
+        files::sync_folder(&self.folder)?;
+        writer.file = next;
+        writer.size = 0;
+        writer.state = State::Ready(Some(file.clone()));
+        Ok(file)
+    }
+
+    /// Refuses everything from now on: what the disk holds after a failed write or sync is anybody's guess, and a
+    /// second sync that succeeds proves nothing.
+    fn stop(&self, writer: &mut Writer, error: StoreError) -> StoreError {
+        if matches!(writer.state, State::Ready(_)) {
+            let reason = quorate_runtime::tasks::chain(&error);
+            tracing::error!(
+                channel = self.channel,
+                reason,
+                "The ledger cannot be written any more; the channel stops until the orderer is started again"
+            );
+            writer.state = State::Stopped { reason };
+        }
+        error
+    }
+
+    fn read(&self, number: u64) -> Result<StoredBlock, StoreError> {
+        let removed = || StoreError::Removed {
+            channel: self.channel.clone(),
+        };
+        if lock(&self.announce).is_none() {
+            return Err(removed());
+        }
+        let damaged_index = || StoreError::Index {
+            path: self.index.path().to_owned(),
+            number,
+        };
+        let location = self.index.get(number)?.ok_or_else(damaged_index)?;
+        let body = match self
+            .readers
+            .read(location.file, location.offset, location.length)
+        {
+            Ok(body) => body,
+            Err(_) if lock(&self.announce).is_none() => return Err(removed()),
+            Err(error) => return Err(error),
+        };
+        let damaged = |reason: &str| StoreError::Damaged {
+            channel: self.channel.clone(),
+            path: files::path(&self.folder, location.file),
+            offset: location.offset,
+            reason: format!("block {number}: {reason}"),
+        };
+        if crc32c::crc32c(&body) != location.checksum {
+            return Err(damaged("its bytes are not those that were written"));
+        }
+        let block = format::block(&body).map_err(|error| damaged(error.0))?;
+        let stored = StoredBlock::new(&block).map_err(|error| damaged(&error.to_string()))?;
+        if stored.number() != number {
+            return Err(damaged_index());
+        }
+        Ok(stored)
+    }
+}
+
+impl Writer {
+    /// The last file, opened at the first use.
+    fn ready(&mut self, inner: &Inner) -> Result<Arc<File>, StoreError> {
+        match &self.state {
+            State::Ready(Some(file)) => Ok(file.clone()),
+            State::Ready(None) => {
+                let opened = files::open_for_writing(&inner.folder, self.file)
+                    .and_then(|file| files::sync_folder(&inner.folder).map(|()| Arc::new(file)));
+                match opened {
+                    Ok(file) => {
+                        self.state = State::Ready(Some(file.clone()));
+                        Ok(file)
+                    }
+                    Err(error) => Err(inner.stop(self, error)),
+                }
+            }
+            State::Stopped { reason } => Err(StoreError::Stopped {
+                channel: inner.channel.clone(),
+                reason: reason.clone(),
+            }),
+            State::Removed => Err(StoreError::Removed {
+                channel: inner.channel.clone(),
+            }),
+        }
+    }
+}
+
+impl Recent {
+    fn get(&self, number: u64) -> Option<Arc<StoredBlock>> {
+        let first = self.blocks.front()?.number();
+        let at = usize::try_from(number.checked_sub(first)?).ok()?;
+        self.blocks.get(at).cloned()
+    }
+
+    fn push(&mut self, block: Arc<StoredBlock>) {
+        self.bytes += block.encoded().len();
+        self.blocks.push_back(block);
+        while self.blocks.len() > 1
+            && (self.bytes > MAX_RECENT_BYTES || self.blocks.len() > MAX_RECENT_BLOCKS)
+        {
+            if let Some(oldest) = self.blocks.pop_front() {
+                self.bytes -= oldest.encoded().len();
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing is left half-done where a panic could occur: the values are good even then.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

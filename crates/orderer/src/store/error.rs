@@ -32,6 +32,26 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The index does not say where a block is. It is made from the block files whenever it is missing.
+    #[error(
+        "index {} says nothing true about block {number}; remove the file and start the orderer again",
+        path.display()
+    )]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// The block.
+        number: u64,
+    },
+    /// Another process has locked the folder.
+    #[error(
+        "the ledgers in {} are used by another process; stop it, or set another FileLedger.Location",
+        location.display()
+    )]
+    InUse {
+        /// The folder.
+        location: PathBuf,
+    },
     /// A block that is not the next one of the chain.
     #[error("channel {channel:?}: block {number} cannot be appended: {reason}")]
     NotNext {
