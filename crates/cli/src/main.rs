@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
+mod channel;
 mod database;
 mod demo;
 mod holdings;
@@ -40,6 +41,8 @@ enum Command {
     Database(database::Arguments),
     /// Make a network of nodes from a folder of configurations
     Network(network::Arguments),
+    /// Operate the channels of an ordering service
+    Channel(channel::Arguments),
     /// Talk to a running node: start flows, look into the vault, operate
     Shell(shell::ShellArgs),
     /// See it work: a node on two instances is killed in the midst of payments, and goes on
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
             Command::Watchdog(arguments) => watchdog::run(arguments).await,
             Command::Database(arguments) => database::run(arguments).await,
             Command::Network(arguments) => network::run(arguments),
+            Command::Channel(arguments) => channel::run(arguments).await,
             Command::Shell(arguments) => shell::run(arguments).await,
             Command::Demo(arguments) => demo::run(arguments).await,
             Command::Bench(arguments) => bench::run(arguments).await,
