@@ -1,7 +1,11 @@
 //! Why a configuration, or a change of one, is refused.
 
-/// A refusal in Fabric's words, which clients and operators' scripts compare. The orderer adds what it was doing
-/// (`error applying config update to existing channel …`).
+use std::fmt;
+
+use crate::envelope::WireError;
+
+/// A refusal in Fabric's words, which clients and operators' scripts compare. What the orderer was doing
+/// (`error applying config update to existing channel …`) is for the orderer to put before it: [`ConfigError::within`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub struct ConfigError {
@@ -10,15 +14,21 @@ pub struct ConfigError {
 
 impl ConfigError {
     /// A refusal with this text.
-    pub(crate) fn new(text: impl Into<String>) -> Self {
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
         Self { text: text.into() }
     }
 
     /// The same refusal, with what was being done before it: `context: text`.
-    #[allow(dead_code)]
-    pub(crate) fn within(self, context: &str) -> Self {
+    #[must_use]
+    pub fn within(self, context: impl fmt::Display) -> Self {
         Self {
             text: format!("{context}: {}", self.text),
         }
     }
+}
+
+/// Decodes a part of a configuration.
+pub(super) fn decode<M: prost::Message + Default>(bytes: &[u8]) -> Result<M, ConfigError> {
+    M::decode(bytes).map_err(|_| ConfigError::new(WireError::Malformed.to_string()))
 }

@@ -1,0 +1,225 @@
+//! From two configurations to the update that leads from one to the other.
+
+use std::collections::BTreeMap;
+
+use super::ConfigError;
+use crate::proto::common::{Config, ConfigGroup, ConfigPolicy, ConfigUpdate, ConfigValue};
+
+/// The smallest update that turns `original` into `updated`: what `configtxlator compute_update` makes.
+///
+/// The versions in `updated` are not looked at; those of the update follow from `original`. The result is unsigned.
+///
+/// # Errors
+/// One of them has no channel group, or they do not differ.
+pub fn compute_update(
+    channel_id: &str,
+    original: &Config,
+    updated: &Config,
+) -> Result<ConfigUpdate, ConfigError> {
+    let missing =
+        |which: &str| ConfigError::new(format!("no channel group included for {which} config"));
+    let original = original
+        .channel_group
+        .as_ref()
+        .ok_or_else(|| missing("original"))?;
+    let updated = updated
+        .channel_group
+        .as_ref()
+        .ok_or_else(|| missing("updated"))?;
+    let difference = compare(original, updated);
+    if !difference.differs {
+        return Err(ConfigError::new(
+            "no differences detected between original and updated config",
+        ));
+    }
+    Ok(ConfigUpdate {
+        channel_id: channel_id.to_owned(),
+        read_set: Some(difference.read),
+        write_set: Some(difference.write),
+        ..ConfigUpdate::default()
+    })
+}
+
+struct GroupDifference {
+    read: ConfigGroup,
+    write: ConfigGroup,
+    differs: bool,
+}
+
+/// Members of one kind, sorted by what the update has to say about them.
+struct Members<T> {
+    /// Goes into the read set.
+    read: BTreeMap<String, T>,
+    /// Goes into the write set.
+    write: BTreeMap<String, T>,
+    /// Unchanged: named in both sets, but only if the group itself changes, which must name all its members.
+    same: BTreeMap<String, T>,
+    /// Whether a member came or went, which changes the group itself.
+    came_or_went: bool,
+}
+
+impl<T: Clone> Members<T> {
+    fn name_unchanged(&mut self) {
+        self.read.extend(self.same.clone());
+        self.write.append(&mut self.same);
+    }
+}
+
+fn compare(original: &ConfigGroup, updated: &ConfigGroup) -> GroupDifference {
+    let mut policies = compare_leaves(&original.policies, &updated.policies);
+    let mut values = compare_leaves(&original.values, &updated.values);
+    let mut groups = compare_groups(&original.groups, &updated.groups);
+    let itself = policies.came_or_went
+        || values.came_or_went
+        || groups.came_or_went
+        || original.mod_policy != updated.mod_policy;
+    let members =
+        !(policies.write.is_empty() && values.write.is_empty() && groups.write.is_empty());
+    let (version, mod_policy) = if itself {
+        policies.name_unchanged();
+        values.name_unchanged();
+        groups.name_unchanged();
+        (
+            original.version.saturating_add(1),
+            updated.mod_policy.clone(),
+        )
+    } else {
+        (original.version, String::new())
+    };
+    GroupDifference {
+        read: ConfigGroup {
+            version: original.version,
+            mod_policy: String::new(),
+            policies: policies.read,
+            values: values.read,
+            groups: groups.read,
+        },
+        write: ConfigGroup {
+            version,
+            mod_policy,
+            policies: policies.write,
+            values: values.write,
+            groups: groups.write,
+        },
+        differs: itself || members,
+    }
+}
+
+fn compare_groups(
+    original: &BTreeMap<String, ConfigGroup>,
+    updated: &BTreeMap<String, ConfigGroup>,
+) -> Members<ConfigGroup> {
+    let mut members = Members {
+        read: BTreeMap::new(),
+        write: BTreeMap::new(),
+        same: BTreeMap::new(),
+        came_or_went: original.keys().any(|name| !updated.contains_key(name)),
+    };
+    for (name, after) in updated {
+        if let Some(before) = original.get(name) {
+            let difference = compare(before, after);
+            if difference.differs {
+                members.read.insert(name.clone(), difference.read);
+                members.write.insert(name.clone(), difference.write);
+            } else {
+                members.same.insert(name.clone(), difference.read);
+            }
+        } else {
+            members.came_or_went = true;
+            let written = ConfigGroup {
+                version: 0,
+                mod_policy: after.mod_policy.clone(),
+                ..compare(&ConfigGroup::default(), after).write
+            };
+            members.write.insert(name.clone(), written);
+        }
+    }
+    members
+}
+
+/// A value or a policy: what has a version and no members.
+trait Leaf: Sized + Clone {
+    /// The same content and mod policy at another version.
+    fn at(&self, version: u64) -> Self;
+    /// Nothing but the version, which is how an unchanged element is named.
+    fn mention(&self) -> Self;
+    fn version(&self) -> u64;
+    /// Whether content and mod policy are the same; the version does not count.
+    fn same_as(&self, other: &Self) -> bool;
+}
+
+impl Leaf for ConfigValue {
+    fn at(&self, version: u64) -> Self {
+        Self {
+            version,
+            ..self.clone()
+        }
+    }
+
+    fn mention(&self) -> Self {
+        Self {
+            version: self.version,
+            ..Self::default()
+        }
+    }
+
+    fn version(&self) -> u64 {
+        self.version
+    }
+
+    fn same_as(&self, other: &Self) -> bool {
+        self.value == other.value && self.mod_policy == other.mod_policy
+    }
+}
+
+impl Leaf for ConfigPolicy {
+    fn at(&self, version: u64) -> Self {
+        Self {
+            version,
+            ..self.clone()
+        }
+    }
+
+    fn mention(&self) -> Self {
+        Self {
+            version: self.version,
+            ..Self::default()
+        }
+    }
+
+    fn version(&self) -> u64 {
+        self.version
+    }
+
+    fn same_as(&self, other: &Self) -> bool {
+        self.policy == other.policy && self.mod_policy == other.mod_policy
+    }
+}
+
+fn compare_leaves<T: Leaf>(
+    original: &BTreeMap<String, T>,
+    updated: &BTreeMap<String, T>,
+) -> Members<T> {
+    let mut members = Members {
+        read: BTreeMap::new(),
+        write: BTreeMap::new(),
+        same: BTreeMap::new(),
+        came_or_went: original.keys().any(|name| !updated.contains_key(name)),
+    };
+    for (name, after) in updated {
+        match original.get(name) {
+            Some(before) if before.same_as(after) => {
+                members.same.insert(name.clone(), before.mention());
+            }
+            Some(before) => {
+                let version = before.version().saturating_add(1);
+                members.write.insert(name.clone(), after.at(version));
+            }
+            None => {
+                members.came_or_went = true;
+                members.write.insert(name.clone(), after.at(0));
+            }
+        }
+    }
+    members
+}
