@@ -17,9 +17,11 @@ mod schema;
 mod tree;
 mod value;
 
-use std::collections::BTreeMap;
+#[cfg(test)]
+mod tests;
+
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use schema::{load, read};
@@ -388,10 +390,16 @@ pub enum OptionsError {
         reason: String,
     },
     /// Keys are unknown or values cannot be used. Each problem is one line.
-    #[error("{}", problems.join("\n"))]
+    #[error("Error unmarshaling config into struct: {} error(s) decoding:\n\n* {}", problems.len(), problems.join("\n* "))]
     Invalid {
         /// All problems found; those about unknown keys use Fabric's words.
         problems: Vec<String>,
+    },
+    /// Settings do not fit together.
+    #[error("{problem}")]
+    Unusable {
+        /// Which, why, and what to do.
+        problem: String,
     },
 }
 
