@@ -236,7 +236,12 @@ async fn serve(arguments: Arguments, configuration: NodeConfiguration) -> Result
             max_bytes: logging.max_file_bytes,
             kept: logging.kept_files,
         }),
-        json: logging.json,
+        layout: if logging.json {
+            telemetry::Layout::Json
+        } else {
+            telemetry::Layout::Corda
+        },
+        metrics: None,
     })?;
 
     banner();

@@ -5,10 +5,15 @@
 //! a [`LogSpec`] in Fabric's notation, `messaging,node.vault=debug:info`. A logger's name is the module path with dots
 //! and without `quorate_`: `quorate_node::vault` is `node.vault`.
 //!
+//! The ordering service writes [Fabric's layout](FabricFormat) instead, under Fabric's logger names, which its code gives
+//! as explicit targets (`orderer.consensus.etcdraft`), and reads specifications [as Fabric does](LogSpec::fabric).
+//!
 //! Start with [`init`], once per process, from whoever composes it. Tests use [`build`].
 
+mod fabric;
 mod file;
 mod format;
+mod levels;
 mod spec;
 
 use std::fmt;
@@ -16,12 +21,16 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tracing::Dispatch;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
+use tracing::{Dispatch, Event, Subscriber};
+use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::{Layer, Registry, reload};
 
+use crate::Metrics;
+use crate::metrics::families::IntCounterVec;
+use levels::Levels;
+
+pub use fabric::{DEFAULT_FORMAT, FabricFormat, FormatError};
 pub use spec::{Level, LogSpec, SpecError};
 
 /// Size at which a log file is set aside.
@@ -39,8 +48,22 @@ pub struct Options {
     pub console: Option<Level>,
     /// The log file, if any.
     pub file: Option<FileOptions>,
-    /// Lines as JSON objects instead of Corda's layout.
-    pub json: bool,
+    /// How a line looks.
+    pub layout: Layout,
+    /// Counts lines by level as `logging_entries_checked` and `logging_entries_written`, if given.
+    pub metrics: Option<Metrics>,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Default)]
+pub enum Layout {
+    /// As in Corda's logs.
+    #[default]
+    Corda,
+    /// JSON objects.
+    Json,
+    /// As in Fabric's logs.
+    Fabric(FabricFormat),
 }
 
 impl Default for Options {
@@ -49,7 +72,8 @@ impl Default for Options {
             spec: LogSpec::default(),
             console: Some(Level::Info),
             file: None,
-            json: false,
+            layout: Layout::Corda,
+            metrics: None,
         }
     }
 }
@@ -102,7 +126,7 @@ pub struct LogControl {
 
 struct Control {
     spec: Mutex<LogSpec>,
-    filter: Option<reload::Handle<Targets, Registry>>,
+    filter: Option<reload::Handle<Levels, Registry>>,
 }
 
 impl LogControl {
@@ -134,7 +158,7 @@ impl LogControl {
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(filter) = &self.inner.filter {
             // It fails only when logging itself is gone, and then nobody reads the levels.
-            let _ = filter.reload(spec.targets());
+            let _ = filter.reload(spec.levels());
         }
         *current = spec;
     }
@@ -163,10 +187,10 @@ pub fn init(options: &Options) -> Result<LogControl, Error> {
 /// # Errors
 /// The log file cannot be opened.
 pub fn build(options: &Options) -> Result<(Dispatch, LogControl), Error> {
-    let (filter, handle) = reload::Layer::new(options.spec.targets());
+    let (filter, handle) = reload::Layer::new(options.spec.levels());
     let console = options
         .console
-        .map(|level| layer(io::stderr, options.json).with_filter(LevelFilter::from(level)));
+        .map(|level| layer(io::stderr, &options.layout).with_filter(LevelFilter::from(level)));
     let file = match &options.file {
         None => None,
         Some(file) => {
@@ -174,10 +198,15 @@ pub fn build(options: &Options) -> Result<(Dispatch, LogControl), Error> {
                 path: file.path.clone(),
                 source,
             })?;
-            Some(layer(writer, options.json))
+            Some(layer(writer, &options.layout))
         }
     };
-    let subscriber = Registry::default().with(filter).with(console).with(file);
+    let counted = options.metrics.as_ref().map(Counted::new);
+    let subscriber = Registry::default()
+        .with(filter)
+        .with(counted)
+        .with(console)
+        .with(file);
     let control = Control {
         spec: Mutex::new(options.spec.clone()),
         filter: Some(handle),
@@ -190,7 +219,7 @@ pub fn build(options: &Options) -> Result<(Dispatch, LogControl), Error> {
     ))
 }
 
-fn layer<S, W>(writer: W, json: bool) -> Box<dyn Layer<S> + Send + Sync>
+fn layer<S, W>(writer: W, layout: &Layout) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
     W: for<'a> tracing_subscriber::fmt::MakeWriter<'a> + Send + Sync + 'static,
@@ -199,10 +228,52 @@ where
         .with_writer(writer)
         .with_ansi(false)
         .log_internal_errors(false);
-    if json {
-        Box::new(layer.json())
-    } else {
-        Box::new(layer.event_format(format::CordaLines))
+    match layout {
+        Layout::Corda => Box::new(layer.event_format(format::CordaLines)),
+        Layout::Json => Box::new(layer.json()),
+        Layout::Fabric(format) => Box::new(
+            layer
+                .event_format(fabric::FabricLines(format.clone()))
+                .fmt_fields(fabric::LogfmtFields),
+        ),
+    }
+}
+
+/// Counts the lines that pass the levels. Fabric counts those that are checked and those that are written; what is below
+/// its levels it does not even check, so that both are the same number.
+struct Counted {
+    checked: IntCounterVec,
+    written: IntCounterVec,
+}
+
+impl Counted {
+    fn new(metrics: &Metrics) -> Self {
+        Self {
+            checked: metrics.counter_family(
+                "logging_entries_checked",
+                "Number of log entries checked against the active logging level",
+                &["level"],
+            ),
+            written: metrics.counter_family(
+                "logging_entries_written",
+                "Number of log entries that are written",
+                &["level"],
+            ),
+        }
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Counted {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let level = match *event.metadata().level() {
+            tracing::Level::ERROR => "error",
+            tracing::Level::WARN => "warn",
+            tracing::Level::INFO => "info",
+            tracing::Level::DEBUG => "debug",
+            tracing::Level::TRACE => "payload",
+        };
+        self.checked.with_label_values(&[level]).inc();
+        self.written.with_label_values(&[level]).inc();
     }
 }
 
@@ -285,12 +356,75 @@ mod tests {
         let options = Options {
             console: None,
             file: Some(FileOptions::new(&path)),
-            json: true,
+            layout: Layout::Json,
             ..Options::default()
         };
         let (dispatch, _) = build(&options).unwrap();
         tracing::dispatcher::with_default(&dispatch, || tracing::info!(n = 1, "hello"));
         let line: serde_json::Value = serde_json::from_str(&lines(&path)[0]).unwrap();
         assert_eq!(line["fields"]["message"], "hello");
+    }
+
+    #[test]
+    fn fabrics_lines_look_as_in_fabrics_logs() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("orderer.log");
+        let metrics = Metrics::new();
+        let options = Options {
+            spec: LogSpec::fabric("orderer.consensus.etcdraft=debug:exact.=debug:info").unwrap(),
+            console: None,
+            file: Some(FileOptions::new(&path)),
+            layout: Layout::Fabric(FabricFormat::default()),
+            metrics: Some(metrics.clone()),
+        };
+        let (dispatch, _) = build(&options).unwrap();
+        tracing::dispatcher::with_default(&dispatch, || {
+            tracing::info!(target: "orderer.consensus.etcdraft", snapshot = "a b", node = 2, channel = "c1", "Raft leader changed: 0 -> 1");
+            tracing::debug!(target: "orderer.consensus.etcdraft.sub", "shown");
+            tracing::debug!(target: "orderer.consensus.etcdraftx", "not shown");
+            tracing::debug!(target: "exact", "shown");
+            tracing::debug!(target: "exact.sub", "not shown");
+            let span = tracing::info_span!("chain", channel = "c2", node = 3);
+            span.in_scope(
+                || tracing::error!(target: "orderer", reason = "x=\"y\"\n[31m", "two\nlines"),
+            );
+        });
+        let lines = lines(&path);
+        assert_eq!(lines.len(), 4, "{lines:#?}");
+        // Time and number vary.
+        let (head, tail) = lines[0].split_at(5);
+        assert_eq!(head, "\u{1b}[34m", "{}", lines[0]);
+        assert_eq!(&tail[4..5], "-");
+        assert_eq!(&tail[19..28], &format!("{} UTC ", &tail[19..23]), "{tail}");
+        let rest = &tail[28..];
+        assert!(
+            rest.starts_with("[orderer.consensus.etcdraft] tests -> INFO 0"),
+            "{rest}"
+        );
+        assert!(
+            rest.ends_with(
+                "\u{1b}[0m Raft leader changed: 0 -> 1 channel=c1 node=2 snapshot=\"a b\""
+            ),
+            "{rest}"
+        );
+        assert!(lines[1].contains(" -> DEBU "), "{}", lines[1]);
+        assert!(
+            lines[3]
+                .ends_with("\u{1b}[0m two\\nlines channel=c2 node=3 reason=\"x=\\\"y\\\"\\n[31m\""),
+            "{}",
+            lines[3]
+        );
+        assert!(
+            lines[3].contains("[orderer] tests -> ERRO "),
+            "{}",
+            lines[3]
+        );
+        let text = metrics.render();
+        for counter in ["checked", "written"] {
+            for (level, count) in [("info", 1), ("debug", 2), ("error", 1)] {
+                let line = format!("logging_entries_{counter}{{level=\"{level}\"}} {count}\n");
+                assert!(text.contains(&line), "{line}{text}");
+            }
+        }
     }
 }

@@ -39,10 +39,7 @@ where
             .map_err(|_| fmt::Error)?;
         let thread = std::thread::current();
         let target = event.metadata().target();
-        let logger = target
-            .strip_prefix("quorate_")
-            .unwrap_or(target)
-            .replace("::", ".");
+        let logger = super::levels::logger(target);
         write!(
             out,
             "[{level}] {now} [{}] {logger} - ",
@@ -109,7 +106,7 @@ impl Visit for Line {
 }
 
 /// Writes control characters as escapes: one event is one line, whatever a peer has put into it.
-struct Escaped<'a>(&'a mut String);
+pub(super) struct Escaped<'a>(pub(super) &'a mut String);
 
 impl fmt::Write for Escaped<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
