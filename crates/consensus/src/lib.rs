@@ -14,13 +14,16 @@
 pub mod disk;
 mod group;
 mod log;
+mod logger;
 pub mod snapshots;
 
 pub use group::{
-    Committed, CommittedKind, Group, GroupError, GroupState, Member, Membership, Options, Ready,
-    Role, Snapshot, Status,
+    CATCH_UP_ENTRIES, Committed, CommittedKind, Group, GroupError, GroupState, JOIN_SILENCE,
+    MAX_CACHED_BYTES, MAX_COMMITTED_BYTES, MAX_ENTRY_BYTES, MAX_MEMBERS,
+    MAX_MEMBERSHIP_CONTEXT_BYTES, Member, Membership, Options, Ready, Role, Snapshot, Status,
 };
 pub use log::{Entries, Log, LogError, LogOptions, OnDurable, Recovered, Write};
+pub use logger::LOG_TARGET;
 pub use raft::eraftpb;
 
 use std::fmt;

@@ -1,22 +1,44 @@
 //! The durable log that all groups of a process share.
 
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use raft::eraftpb::{Entry, HardState};
 
 use crate::disk::Disk;
-use crate::{GroupId, Snapshot};
+use crate::{GroupId, Membership, Snapshot};
 
 /// What a group asks to be made durable: hard state, entries, a snapshot, a new beginning of its log. Made by
 /// [`Group`](crate::Group) only, written in the order in which they were made.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[must_use = "what is not appended to the log is not durable"]
 pub struct Write {
-    pub(crate) hard_state: Option<HardState>,
-    pub(crate) snapshot: Option<Snapshot>,
+    pub(crate) standing: Option<Standing>,
+    pub(crate) install: Option<Snapshot>,
     pub(crate) entries: Vec<Entry>,
-    pub(crate) compact: Option<u64>,
+    pub(crate) hard_state: Option<HardState>,
+    pub(crate) compact: Option<Compaction>,
+}
+
+/// Whether a member remembers what it promised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It does.
+    Whole,
+    /// It has just come, or has lost everything without a trace.
+    Joining,
+    /// It is known to have lost its log.
+    Forgotten,
+}
+
+/// A snapshot in place of the entries before `keep_from`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Compaction {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) keep_from: u64,
+    /// The term of the entry before `keep_from`.
+    pub(crate) before: u64,
 }
 
 /// Called once, on the log's writer thread, when a write is durable or when it never will be. Must not block.
@@ -41,6 +63,17 @@ impl Default for LogOptions {
 #[derive(Clone, Debug)]
 pub struct Recovered {
     pub(crate) group: GroupId,
+    pub(crate) standing: Standing,
+    pub(crate) hard_state: HardState,
+    pub(crate) snapshot: Option<Snapshot>,
+    /// The first entry there is, and the term of the one before.
+    pub(crate) first: u64,
+    pub(crate) before: u64,
+    pub(crate) last: u64,
+    /// Where each term begins.
+    pub(crate) terms: VecDeque<(u64, u64)>,
+    /// Changes of members behind the snapshot.
+    pub(crate) changes: Vec<(u64, Membership)>,
 }
 
 impl Recovered {
@@ -80,7 +113,7 @@ pub trait Entries: Send + Sync {
 /// A handle on the shared log. Cheap to clone.
 #[derive(Clone)]
 pub struct Log {
-    inner: Arc<()>,
+    inner: Arc<Mutex<HashMap<GroupId, BTreeMap<u64, Entry>>>>,
 }
 
 impl Log {
@@ -89,29 +122,41 @@ impl Log {
         _disk: Arc<dyn Disk>,
         _options: LogOptions,
     ) -> Result<(Self, Vec<Recovered>), LogError> {
-        Ok((
-            Self {
-                inner: Arc::new(()),
-            },
-            Vec::new(),
-        ))
+        Ok((Self::in_memory(), Vec::new()))
     }
 
     /// A log that lives in memory, for tests: durable at once, gone with its last handle.
     pub fn in_memory() -> Self {
         Self {
-            inner: Arc::new(()),
+            inner: Arc::default(),
         }
     }
 
     /// Queues a write; `on_durable` hears when it is durable. Writes of one group become durable in order.
-    pub fn append(&self, _group: GroupId, _write: Write, on_durable: OnDurable) {
-        let _ = &self.inner;
+    pub fn append(&self, group: GroupId, write: Write, on_durable: OnDurable) {
+        {
+            let mut groups = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            let entries = groups.entry(group).or_default();
+            if write.install.is_some() {
+                entries.clear();
+            }
+            if let Some(compact) = &write.compact {
+                *entries = entries.split_off(&compact.keep_from);
+            }
+            if let Some(first) = write.entries.first() {
+                entries.split_off(&first.index);
+            }
+            entries.extend(write.entries.into_iter().map(|entry| (entry.index, entry)));
+        }
         on_durable(Ok(()));
     }
 
     /// Forgets a group and everything it wrote. A group that is not there is no error.
-    pub fn remove(&self, _group: GroupId, on_durable: OnDurable) {
+    pub fn remove(&self, group: GroupId, on_durable: OnDurable) {
+        self.inner
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&group);
         on_durable(Ok(()));
     }
 }
@@ -121,11 +166,20 @@ impl Entries for Log {
         &self,
         group: GroupId,
         range: Range<u64>,
-        _max_bytes: u64,
+        max_bytes: u64,
     ) -> Result<Vec<Entry>, LogError> {
-        Err(LogError::Missing {
-            group,
-            index: range.start,
-        })
+        let groups = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        for index in range {
+            let entry = groups.get(&group).and_then(|entries| entries.get(&index));
+            let entry = entry.ok_or(LogError::Missing { group, index })?;
+            bytes += entry.data.len() as u64;
+            if bytes > max_bytes && !found.is_empty() {
+                break;
+            }
+            found.push(entry.clone());
+        }
+        Ok(found)
     }
 }
