@@ -1,0 +1,197 @@
+//! The service `orderer.AtomicBroadcast`.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use quorate_fabric::envelope::RawEnvelope;
+use quorate_fabric::proto::orderer::BroadcastResponse;
+use quorate_runtime::metrics::Metrics;
+use tonic::body::Body;
+use tonic::codegen::{Body as HttpBody, Service, StdError, http};
+use tonic::server::{Grpc, NamedService, StreamingService};
+use tonic::{Code, Request, Status, Streaming};
+
+use super::calls::{Call, StreamMetrics};
+use super::messages::{DeliverResponse, Response, ServerCodec};
+use crate::listener::Peer;
+
+/// How Fabric labels the service in its metrics.
+const METRICS_LABEL: &str = "orderer_AtomicBroadcast";
+
+/// What a client sends; ends when it has nothing more to say, or with an error after which nothing comes.
+pub type Requests = BoxStream<'static, Result<RawEnvelope, Status>>;
+
+/// What a client is answered. The next response is asked for when the connection has room for it. An error ends the
+/// call with that status; the end ends it with OK.
+pub type Responses<R> = BoxStream<'static, Result<R, Status>>;
+
+/// Who calls.
+pub type Caller = Peer;
+
+/// Takes envelopes for ordering.
+pub trait Broadcast: Send + Sync + 'static {
+    /// Serves one call. Dropping the stream ends it.
+    fn broadcast(&self, caller: Caller, requests: Requests) -> Responses<BroadcastResponse>;
+}
+
+/// Gives out blocks.
+pub trait Deliver: Send + Sync + 'static {
+    /// Serves one call. Dropping the stream ends it.
+    fn deliver(&self, caller: Caller, requests: Requests) -> Responses<DeliverResponse>;
+}
+
+/// The service, ready to be added to a server's routes. Cheap to clone.
+#[derive(Clone)]
+pub struct AtomicBroadcastServer {
+    broadcast: Arc<dyn Broadcast>,
+    deliver: Arc<dyn Deliver>,
+    broadcast_metrics: StreamMetrics,
+    deliver_metrics: StreamMetrics,
+    max_request_bytes: usize,
+}
+
+impl AtomicBroadcastServer {
+    /// The service. No request may be longer than `max_request_bytes` (`General.MaxRecvMsgSize`).
+    pub fn new(
+        broadcast: Arc<dyn Broadcast>,
+        deliver: Arc<dyn Deliver>,
+        max_request_bytes: usize,
+        metrics: &Metrics,
+    ) -> Self {
+        Self {
+            broadcast,
+            deliver,
+            broadcast_metrics: StreamMetrics::new(metrics, METRICS_LABEL, "Broadcast"),
+            deliver_metrics: StreamMetrics::new(metrics, METRICS_LABEL, "Deliver"),
+            max_request_bytes,
+        }
+    }
+
+    async fn serve<R: Response, B>(
+        &self,
+        request: http::Request<B>,
+        metrics: &StreamMetrics,
+        handler: Handler<R>,
+    ) -> http::Response<Body>
+    where
+        B: HttpBody + Send + 'static,
+        B::Error: Into<StdError> + Send + 'static,
+    {
+        let mut grpc = Grpc::new(ServerCodec::<R>::default())
+            .max_decoding_message_size(self.max_request_bytes);
+        let method = Method {
+            call: Some((metrics.begin(), handler)),
+        };
+        grpc.streaming(method, request).await
+    }
+}
+
+impl NamedService for AtomicBroadcastServer {
+    const NAME: &'static str = "orderer.AtomicBroadcast";
+}
+
+impl<B> Service<http::Request<B>> for AtomicBroadcastServer
+where
+    B: HttpBody + Send + 'static,
+    B::Error: Into<StdError> + Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let server = self.clone();
+        Box::pin(async move {
+            Ok(match request.uri().path() {
+                "/orderer.AtomicBroadcast/Broadcast" => {
+                    let broadcast = server.broadcast.clone();
+                    let handler: Handler<_> =
+                        Box::new(move |caller, requests| broadcast.broadcast(caller, requests));
+                    server
+                        .serve(request, &server.broadcast_metrics, handler)
+                        .await
+                }
+                "/orderer.AtomicBroadcast/Deliver" => {
+                    let deliver = server.deliver.clone();
+                    let handler: Handler<_> =
+                        Box::new(move |caller, requests| deliver.deliver(caller, requests));
+                    server
+                        .serve(request, &server.deliver_metrics, handler)
+                        .await
+                }
+                path => {
+                    let method = path.rsplit('/').next().unwrap_or_default();
+                    let text = format!(
+                        "unknown method {method} for service {}",
+                        <Self as NamedService>::NAME
+                    );
+                    Status::unimplemented(text).into_http()
+                }
+            })
+        })
+    }
+}
+
+/// What serves one call.
+type Handler<R> = Box<dyn FnOnce(Caller, Requests) -> Responses<R> + Send>;
+
+/// One call of one method, as tonic wants it.
+struct Method<R> {
+    /// Taken when the call begins.
+    call: Option<(Call, Handler<R>)>,
+}
+
+impl<R: Response> StreamingService<RawEnvelope> for Method<R> {
+    type Response = R;
+    type ResponseStream = Responses<R>;
+    type Future = std::future::Ready<Result<tonic::Response<Responses<R>>, Status>>;
+
+    fn call(&mut self, request: Request<Streaming<RawEnvelope>>) -> Self::Future {
+        let Some((call, handler)) = self.call.take() else {
+            return std::future::ready(Err(Status::internal("a call begins once")));
+        };
+        let caller = request.extensions().get::<Peer>().cloned();
+        let received = call.received().clone();
+        let requests = request
+            .into_inner()
+            .inspect(move |request| {
+                if request.is_ok() {
+                    received.inc();
+                }
+            })
+            .boxed();
+        let responses = handler(caller.unwrap_or_else(nobody), requests);
+        std::future::ready(Ok(tonic::Response::new(observed(responses, call))))
+    }
+}
+
+/// The caller where connections are not accepted by our own listener: in tests.
+fn nobody() -> Caller {
+    Peer {
+        address: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+        certificate: None,
+    }
+}
+
+/// Counts what goes out, and how the call ends.
+fn observed<R: Send + 'static>(responses: Responses<R>, call: Call) -> Responses<R> {
+    futures::stream::unfold((responses, call), |(mut responses, mut call)| async move {
+        let next = responses.next().await;
+        match &next {
+            Some(Ok(_)) => call.sent(),
+            Some(Err(status)) => call.end(status.code()),
+            None => call.end(Code::Ok),
+        }
+        next.map(|next| (next, (responses, call)))
+    })
+    .boxed()
+}
