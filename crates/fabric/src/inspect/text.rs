@@ -1,0 +1,214 @@
+//! The same for people: an indented tree with hashes in hexadecimal, policies in the language in which they are
+//! written, and certificates by subject and expiry.
+
+use std::fmt::Write as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use prost::Message;
+use serde_json::Value;
+use x509_parser::pem::Pem;
+
+use crate::block;
+use crate::proto::{common, msp};
+
+/// A block as an indented tree.
+#[must_use]
+pub fn block_text(block: &common::Block) -> String {
+    let mut out = Tree::default();
+    match &block.header {
+        Some(header) => {
+            out.line(0, &format!("block {}", header.number));
+            out.line(
+                1,
+                &format!("header hash: {}", hex::encode(block::header_hash(header))),
+            );
+            out.line(
+                1,
+                &format!("previous hash: {}", hex_or_none(&header.previous_hash)),
+            );
+            let verdict = match block::check_data_hash(block) {
+                Ok(()) => "",
+                Err(_) => " (does not match the data)",
+            };
+            out.line(
+                1,
+                &format!("data hash: {}{verdict}", hex_or_none(&header.data_hash)),
+            );
+        }
+        None => out.line(0, "block without header"),
+    }
+    metadata(&mut out, block);
+    let data = block.data.iter().flat_map(|data| &data.data);
+    for (index, encoded) in data.enumerate() {
+        out.line(1, &format!("envelope {index}: {} bytes", encoded.len()));
+        out.value(2, &super::envelope(encoded));
+    }
+    out.text
+}
+
+/// A configuration as an indented tree.
+#[must_use]
+pub fn config_text(config: &common::Config) -> String {
+    let mut out = Tree::default();
+    out.value(0, &super::config(config));
+    out.text
+}
+
+fn metadata(out: &mut Tree, block: &common::Block) {
+    out.line(1, "metadata");
+    match block::last_config(block) {
+        Ok(number) => out.line(2, &format!("last config: block {number}")),
+        Err(error) => out.line(2, &format!("last config: {error}")),
+    }
+    match block::consenter_metadata(block) {
+        Ok(Some(raft)) => out.line(
+            2,
+            &format!(
+                "raft: index {}, consenters {:?}, next {}",
+                raft.raft_index, raft.consenter_ids, raft.next_consenter_id
+            ),
+        ),
+        Ok(None) => {}
+        Err(error) => out.line(2, &format!("raft: {error}")),
+    }
+    match block::signatures(block) {
+        Ok(signatures) => {
+            for signature in signatures {
+                out.line(2, &format!("signed by {}", signer(&signature.identity)));
+            }
+        }
+        Err(error) => out.line(2, &format!("signatures: {error}")),
+    }
+}
+
+fn signer(serialized: &[u8]) -> String {
+    match msp::SerializedIdentity::decode(serialized) {
+        Ok(identity) => {
+            let certificate = certificate(&identity.id_bytes);
+            format!(
+                "{}: {}",
+                identity.mspid,
+                certificate.as_deref().unwrap_or("?")
+            )
+        }
+        Err(_) => "somebody unknown".to_owned(),
+    }
+}
+
+fn hex_or_none(bytes: &[u8]) -> String {
+    if bytes.is_empty() {
+        return "none".to_owned();
+    }
+    hex::encode(bytes)
+}
+
+/// The first certificate of a PEM text, by subject and expiry.
+fn certificate(pem: &[u8]) -> Option<String> {
+    let pem = Pem::iter_from_buffer(pem).next()?.ok()?;
+    let certificate = pem.parse_x509().ok()?;
+    let until = certificate.validity().not_after;
+    Some(format!("{} (until {until})", certificate.subject()))
+}
+
+#[derive(Default)]
+struct Tree {
+    text: String,
+}
+
+impl Tree {
+    fn line(&mut self, depth: usize, text: &str) {
+        let indent = 2 * depth;
+        writeln!(self.text, "{:indent$}{text}", "").expect("a string takes everything");
+    }
+
+    /// The members of an object or the elements of a list, one a line, inner ones below it.
+    fn value(&mut self, depth: usize, value: &Value) {
+        match value {
+            Value::Object(members) => {
+                for (name, member) in members {
+                    self.member(depth, name, member);
+                }
+            }
+            Value::Array(elements) => {
+                for (index, element) in elements.iter().enumerate() {
+                    self.member(depth, &format!("- {index}"), element);
+                }
+            }
+            other => self.line(depth, &inline(other)),
+        }
+    }
+
+    fn member(&mut self, depth: usize, name: &str, value: &Value) {
+        if let Some(policy) = policy(value) {
+            return self.line(depth, &format!("{name}: {policy}"));
+        }
+        match value {
+            // Absent and empty things only take room.
+            Value::Null => {}
+            Value::Object(members) if members.is_empty() => {
+                // A capability is nothing but its name; a group's empty parts are nothing at all.
+                if !["groups", "values", "policies", "isolated_data"].contains(&name) {
+                    self.line(depth, name);
+                }
+            }
+            Value::Array(elements) if elements.is_empty() => {}
+            Value::Object(_) | Value::Array(_) => {
+                self.line(depth, name);
+                self.value(depth + 1, value);
+            }
+            scalar => self.line(depth, &format!("{name}: {}", inline(scalar))),
+        }
+    }
+}
+
+fn inline(value: &Value) -> String {
+    let Value::String(text) = value else {
+        return value.to_string();
+    };
+    STANDARD
+        .decode(text)
+        .ok()
+        .filter(|bytes| bytes.starts_with(b"-----BEGIN "))
+        .and_then(|bytes| certificate(&bytes))
+        .unwrap_or_else(|| text.clone())
+}
+
+/// A policy in the language of configtx.yaml; none if the value is no policy, or one that the language lacks.
+fn policy(value: &Value) -> Option<String> {
+    let inner = value.get("value")?;
+    value.get("type")?;
+    if let (Some(rule), Some(sub_policy)) = (inner.get("rule"), inner.get("sub_policy")) {
+        return Some(format!("{} {}", rule.as_str()?, sub_policy.as_str()?));
+    }
+    let identities = inner.get("identities")?.as_array()?;
+    let principals = identities.iter().map(|identity| {
+        let role = identity.get("principal")?;
+        let msp = role.get("msp_identifier")?.as_str()?;
+        Some(format!(
+            "'{msp}.{}'",
+            role.get("role")?.as_str()?.to_lowercase()
+        ))
+    });
+    let principals: Vec<String> = principals.collect::<Option<_>>()?;
+    rule(inner.get("rule")?, &principals)
+}
+
+fn rule(value: &Value, principals: &[String]) -> Option<String> {
+    if let Some(index) = value.get("signed_by") {
+        return principals
+            .get(usize::try_from(index.as_i64()?).ok()?)
+            .cloned();
+    }
+    let gate = value.get("n_out_of")?;
+    let n = gate.get("n")?.as_i64()?;
+    let rules = gate.get("rules")?.as_array()?;
+    let shown = rules.iter().map(|inner| rule(inner, principals));
+    let shown = shown.collect::<Option<Vec<_>>>()?.join(", ");
+    Some(match n {
+        1 => format!("OR({shown})"),
+        n if n > 0 && n == rules.len() as i64 => format!("AND({shown})"),
+        0 => "anybody".to_owned(),
+        n => format!("OutOf({n}, {shown})"),
+    })
+}
