@@ -11,6 +11,7 @@ mod holdings;
 mod local_network;
 mod network;
 mod node;
+mod obfuscate;
 mod rpc_ssl;
 mod service_manager;
 mod shell;

@@ -3,11 +3,13 @@
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use quorate_node::config::{LoadOptions, NodeConfiguration};
+use quorate_identity::obfuscation::ObfuscationKey;
+use quorate_node::config::{FILE_NAME, LoadOptions, NodeConfiguration};
 use quorate_node::control::{self, Answer, Question};
 use quorate_node::{Milestone, Node, NodeError, NodeOptions};
 use quorate_runtime::config::OnUnknownKeys;
@@ -15,6 +17,8 @@ use quorate_runtime::operations::{Health, Operations, Readiness, Version};
 use quorate_runtime::tasks::chain;
 use quorate_runtime::telemetry::{self, FileOptions, LogSpec};
 use quorate_runtime::{Clock, Entropy, Metrics, Tasks, host, http};
+
+use zeroize::Zeroizing;
 
 use crate::service_manager::ServiceManager;
 use crate::watchdog::{self, Checked, HELD, MISCONFIGURED};
@@ -71,7 +75,18 @@ pub(crate) struct Place {
     /// Development mode, whatever the configuration says
     #[arg(long, global = true)]
     dev_mode: bool,
+    /// The seed with which values of the configuration were obfuscated
+    #[arg(long, global = true, env = SEED_VARIABLE, hide_env_values = true)]
+    config_obfuscation_seed: Option<String>,
+    /// The passphrase with which they were obfuscated; other users of this machine can see a command line, so prefer the
+    /// environment variable
+    #[arg(long, global = true, env = PASSPHRASE_VARIABLE, hide_env_values = true)]
+    config_obfuscation_passphrase: Option<Zeroizing<String>>,
 }
+
+/// Where services get the seed and passphrase of obfuscated configurations from, as Corda's do.
+const SEED_VARIABLE: &str = "CONFIG_OBFUSCATION_SEED";
+const PASSPHRASE_VARIABLE: &str = "CONFIG_OBFUSCATION_PASSPHRASE";
 
 #[derive(Subcommand)]
 enum Command {
@@ -79,6 +94,14 @@ enum Command {
     ValidateConfiguration,
     /// Write the node's signed entry for other nodes' network maps, and stop
     GenerateNodeInfo,
+    /// Hide what is marked as `<encrypt{…}>` in a configuration; prints the result unless told to write it
+    ObfuscateConfig {
+        /// The configuration; node.conf in the base directory unless given
+        file: Option<PathBuf>,
+        /// Write the result to this file; without a value, back to where it came from
+        #[arg(short, long, num_args = 0..=1)]
+        write: Option<Option<PathBuf>>,
+    },
     /// Make a certificate for the RPC server, and what clients need to trust it
     GenerateRpcSslSettings(crate::rpc_ssl::Arguments),
     /// Ask the process that runs in the base directory for its role
@@ -104,6 +127,13 @@ impl Arguments {
 }
 
 impl Place {
+    /// What reveals obfuscated values: given by the passphrase, with an empty seed if there is none.
+    fn obfuscation(&self) -> Option<ObfuscationKey> {
+        let passphrase = self.config_obfuscation_passphrase.as_ref()?;
+        let seed = self.config_obfuscation_seed.as_deref().unwrap_or_default();
+        Some(ObfuscationKey::derive(seed, passphrase))
+    }
+
     /// Reads and checks the configuration.
     pub(crate) fn configuration(&self, unknown: OnUnknownKeys) -> Result<NodeConfiguration> {
         let base = self
@@ -113,6 +143,7 @@ impl Place {
         let options = LoadOptions {
             dev_mode: self.dev_mode.then_some(true),
             on_unknown_keys: unknown,
+            obfuscation: self.obfuscation().map(Arc::new),
             ..load_options()
         };
         Ok(NodeConfiguration::load(
@@ -134,7 +165,9 @@ pub(crate) fn load_options() -> LoadOptions {
 }
 
 /// Environment variables of this program that are not overrides of configuration keys.
-const RESERVED_VARIABLES: [&str; 6] = [
+const RESERVED_VARIABLES: [&str; 8] = [
+    SEED_VARIABLE,
+    PASSPHRASE_VARIABLE,
     "QUORATE_PROFILE",
     "QUORATE_REVISION",
     "QUORATE_RPC_ADDRESS",
@@ -144,6 +177,9 @@ const RESERVED_VARIABLES: [&str; 6] = [
 ];
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
+    if let Some(Command::ObfuscateConfig { file, write }) = &arguments.command {
+        return obfuscate(&arguments.place, file.as_deref(), write.as_ref());
+    }
     let configuration = arguments
         .place
         .configuration(arguments.on_unknown_config_keys.unwrap_or_default());
@@ -183,8 +219,24 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         Some(Command::Status) => tell(&configuration, Question::Status).await,
         Some(Command::Promote { force }) => tell(&configuration, Question::Promote { force }).await,
         Some(Command::Handover) => tell(&configuration, Question::HandOver).await,
-        Some(Command::Health) | None => Ok(ExitCode::SUCCESS),
+        Some(Command::Health | Command::ObfuscateConfig { .. }) | None => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// The file is only read as text: it need not be a complete configuration.
+fn obfuscate(
+    place: &Place,
+    file: Option<&Path>,
+    write: Option<&Option<PathBuf>>,
+) -> Result<ExitCode> {
+    let Some(key) = place.obfuscation() else {
+        bail!("give a passphrase in {PASSPHRASE_VARIABLE}, and a seed in {SEED_VARIABLE}");
+    };
+    let configured = place.config_file.as_deref();
+    let default = place.base_directory.join(FILE_NAME);
+    let file = file.or(configured).unwrap_or(&default);
+    let target = write.map(|target| target.as_deref().unwrap_or(file));
+    crate::obfuscate::run(&key, file, target)
 }
 
 /// The exit code of an error that may have gone when the node is started again.

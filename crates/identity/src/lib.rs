@@ -16,6 +16,7 @@ pub mod keys;
 pub mod mutual_tls;
 pub mod name;
 pub mod node_keys;
+pub mod obfuscation;
 pub mod party;
 pub mod path;
 pub mod rpc_tls;

@@ -18,20 +18,23 @@ mod foreign;
 mod notary;
 mod rpc;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_identity::X500Name;
 use quorate_identity::node_keys::{
     DEVELOPMENT_KEY_STORE_PASSWORD, DEVELOPMENT_TRUST_STORE_PASSWORD,
 };
+use quorate_identity::obfuscation::{self, ObfuscationKey};
 use quorate_ledger::network::NetworkHostAndPort;
 use quorate_runtime::Secret;
 use quorate_runtime::config::{
-    Findings, OnUnknownKeys, Problem, Problems, Report, Section, apply_environment,
+    Findings, OnUnknownKeys, Problem, Problems, REDACTED, Report, Section, apply_environment,
     expand_dotted_keys,
 };
-use quorate_runtime::hocon::{self, Environment, Value};
+use quorate_runtime::hocon::{self, Environment, Kind, Value};
 use quorate_runtime::telemetry::{DEFAULT_KEPT_FILES, DEFAULT_MAX_FILE_BYTES, LogSpec};
 
 pub use availability::{
@@ -135,6 +138,8 @@ pub struct LoadOptions {
     pub on_unknown_keys: OnUnknownKeys,
     /// The default of `machineName`; the host's name if this is absent.
     pub machine_name: Option<String>,
+    /// Reveals the values that were obfuscated, if the operator has given seed and passphrase.
+    pub obfuscation: Option<Arc<ObfuscationKey>>,
 }
 
 /// The configuration cannot be used.
@@ -232,16 +237,80 @@ impl NodeConfiguration {
             &options.reserved_variables,
             &report,
         );
+        let mut hidden = BTreeSet::new();
+        reveal(
+            &mut tree,
+            "",
+            options.obfuscation.as_deref(),
+            &report,
+            &mut hidden,
+        );
         let root = Section::root(&tree, &report);
         let decoded = decode(&root, base, options);
         root.finish();
-        let findings = report.finish()?;
+        let mut findings = report.finish()?;
+        for setting in &mut findings.settings {
+            // Whoever hid a value did not want it to be shown, whatever its key.
+            if hidden.contains(&setting.key) {
+                setting.value = REDACTED.to_owned();
+            }
+        }
         // Whatever is missing has been reported as a problem above.
         let configuration = decoded.expect("a configuration without problems is complete");
         Ok(Self {
             findings,
             ..configuration
         })
+    }
+}
+
+/// Replaces every obfuscated string by what it hides, and collects their keys.
+fn reveal(
+    value: &mut Value,
+    path: &str,
+    key: Option<&ObfuscationKey>,
+    report: &Report,
+    hidden: &mut BTreeSet<String>,
+) {
+    match &mut value.kind {
+        Kind::Object(members) => {
+            for (name, member) in members {
+                let path = if path.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{path}.{name}")
+                };
+                reveal(member, &path, key, report, hidden);
+            }
+        }
+        Kind::Array(elements) => {
+            for element in elements {
+                reveal(element, path, key, report, hidden);
+            }
+        }
+        Kind::String(text) if obfuscation::is_marked(text) => report.problem(
+            Some(value.origin.clone()),
+            path,
+            "is marked for obfuscation but still readable; run quorate node obfuscate-config",
+        ),
+        Kind::String(text) if obfuscation::is_obfuscated(text) => match key {
+            None => report.problem(
+                Some(value.origin.clone()),
+                path,
+                "is obfuscated; give the seed and passphrase in CONFIG_OBFUSCATION_SEED and \
+                 CONFIG_OBFUSCATION_PASSPHRASE",
+            ),
+            Some(key) => match key.reveal(text) {
+                Ok(revealed) => {
+                    *text = revealed.to_string();
+                    hidden.insert(path.to_owned());
+                }
+                Err(error) => {
+                    report.problem(Some(value.origin.clone()), path, error.to_string());
+                }
+            },
+        },
+        _ => {}
     }
 }
 

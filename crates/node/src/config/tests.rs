@@ -702,3 +702,45 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn obfuscated_values_are_revealed_to_who_has_the_passphrase_and_shown_to_nobody() {
+    let key = ObfuscationKey::derive("seed", "passphrase");
+    let lines = "keyStorePassword = \"<encrypt{a secret}>\"\n\
+                 dataSourceProperties { dataSource { url = \"jdbc:postgresql://db/<encrypt{ledger}>\", user = \"<encrypt{owner}>\" } }\n";
+    refused(
+        "keyStorePassword = \"<encrypt{a secret}>\"",
+        "keyStorePassword",
+        "obfuscate-config",
+    );
+    let (text, count) = key.obfuscate(&with(lines)).unwrap();
+    assert_eq!(count, 3);
+    let read_with = |key: Option<ObfuscationKey>| {
+        let options = LoadOptions {
+            obfuscation: key.map(Arc::new),
+            ..options(&[])
+        };
+        NodeConfiguration::parse(&text, "node.conf", Path::new(BASE), &options)
+    };
+    let configuration = read_with(Some(key)).unwrap();
+    assert_eq!(configuration.key_store_password.expose(), "a secret");
+    assert!(matches!(
+        configuration.database.store_options().url,
+        DatabaseUrl::Postgres { ref database, .. } if database == "ledger"
+    ));
+    let shown = configuration.describe();
+    assert!(
+        !shown.contains("ledger") && !shown.contains("owner"),
+        "{shown}"
+    );
+    for (key, words) in [
+        (None, "CONFIG_OBFUSCATION_PASSPHRASE"),
+        (Some(ObfuscationKey::derive("seed", "other")), "passphrase"),
+    ] {
+        let Err(ConfigurationError::Invalid(Problems(problems))) = read_with(key) else {
+            panic!("it was read");
+        };
+        assert_eq!(problems.len(), 3, "{problems:?}");
+        assert!(problems[0].to_string().contains(words), "{problems:?}");
+    }
+}
