@@ -330,7 +330,9 @@ impl Parsed {
     /// The configuration, if this orderer understands all that it requires.
     fn serve(self) -> Result<ChannelConfig, ConfigError> {
         let Some(orderer) = self.orderer else {
-            return Err(ConfigError::new("config does not contain orderer config"));
+            return Err(ConfigError::incompatible(
+                "config does not contain orderer config",
+            ));
         };
         orderer.capabilities.supported()?;
         self.capabilities.supported()?;

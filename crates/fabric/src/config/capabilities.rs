@@ -134,7 +134,7 @@ fn supported(
         return Ok(());
     };
     let missing = format!("{title} capability {unknown} is required but not supported");
-    Err(ConfigError::new(format!(
+    Err(ConfigError::incompatible(format!(
         "config requires unsupported {group} capabilities: {missing}: {missing}"
     )))
 }

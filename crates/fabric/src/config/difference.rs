@@ -223,3 +223,174 @@ fn compare_leaves<T: Leaf>(
     }
     members
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+
+    use proptest::collection::btree_map;
+    use proptest::prelude::*;
+
+    use super::super::elements::{Elements, assemble, elements};
+    use super::*;
+    use crate::proto::common::Policy;
+
+    fn mod_policy() -> impl Strategy<Value = String> {
+        prop_oneof![
+            Just("Admins".to_owned()),
+            Just("/Channel/Admins".to_owned())
+        ]
+    }
+
+    fn leaf() -> impl Strategy<Value = (u64, Vec<u8>, String)> {
+        (
+            0_u64..4,
+            prop::collection::vec(any::<u8>(), 0..2),
+            mod_policy(),
+        )
+    }
+
+    fn name() -> impl Strategy<Value = String> {
+        "[A-D]"
+    }
+
+    fn tree() -> impl Strategy<Value = ConfigGroup> {
+        let group = |groups: BTreeMap<String, ConfigGroup>| {
+            let values = btree_map(name(), leaf(), 0..3);
+            let policies = btree_map(name(), leaf(), 0..3);
+            (0_u64..4, mod_policy(), values, policies).prop_map(
+                move |(version, mod_policy, values, policies)| ConfigGroup {
+                    version,
+                    mod_policy,
+                    groups: groups.clone(),
+                    values: values
+                        .into_iter()
+                        .map(|(name, (version, value, mod_policy))| {
+                            (
+                                name,
+                                ConfigValue {
+                                    version,
+                                    value,
+                                    mod_policy,
+                                },
+                            )
+                        })
+                        .collect(),
+                    policies: policies
+                        .into_iter()
+                        .map(|(name, (version, value, mod_policy))| {
+                            let policy = Some(Policy { r#type: 1, value });
+                            (
+                                name,
+                                ConfigPolicy {
+                                    version,
+                                    policy,
+                                    mod_policy,
+                                },
+                            )
+                        })
+                        .collect(),
+                },
+            )
+        };
+        group(BTreeMap::new()).prop_recursive(3, 24, 3, move |inner| {
+            btree_map(name(), inner, 0..3).prop_flat_map(group)
+        })
+    }
+
+    fn config(group: &ConfigGroup) -> Config {
+        Config {
+            sequence: 3,
+            channel_group: Some(group.clone()),
+        }
+    }
+
+    /// What an orderer makes of an update, signatures aside; checks the versions as an orderer does.
+    fn apply(original: &ConfigGroup, update: &ConfigUpdate) -> ConfigGroup {
+        let mut current: Elements<'_> = elements(Some(original)).unwrap();
+        let read = elements(update.read_set.as_ref()).unwrap();
+        let write = elements(update.write_set.as_ref()).unwrap();
+        for (key, read) in &read {
+            assert_eq!(
+                current[key].element.version(),
+                read.element.version(),
+                "{key}"
+            );
+        }
+        for (key, wanted) in write {
+            let version = wanted.element.version();
+            if read
+                .get(&key)
+                .is_some_and(|read| read.element.version() == version)
+            {
+                continue;
+            }
+            let expected = current
+                .get(&key)
+                .map_or(0, |existing| existing.element.version() + 1);
+            assert_eq!(version, expected, "{key}");
+            current.insert(key, wanted);
+        }
+        assemble(&current).unwrap()
+    }
+
+    fn without_versions(group: &ConfigGroup) -> ConfigGroup {
+        let mut group = group.clone();
+        group.version = 0;
+        group
+            .values
+            .values_mut()
+            .for_each(|value| value.version = 0);
+        group
+            .policies
+            .values_mut()
+            .for_each(|policy| policy.version = 0);
+        for member in group.groups.values_mut() {
+            *member = without_versions(member);
+        }
+        group
+    }
+
+    proptest! {
+        #[test]
+        fn an_update_leads_from_one_configuration_to_the_other(before in tree(), after in tree()) {
+            match compute_update("channel", &config(&before), &config(&after)) {
+                Ok(update) => {
+                    let reached = apply(&before, &update);
+                    prop_assert_eq!(without_versions(&reached), without_versions(&after));
+                    let again = compute_update("channel", &config(&reached), &config(&after));
+                    prop_assert!(again.is_err());
+                }
+                Err(_) => prop_assert_eq!(without_versions(&before), without_versions(&after)),
+            }
+        }
+
+        #[test]
+        fn what_does_not_differ_needs_no_update(group in tree()) {
+            let error = compute_update("channel", &config(&group), &config(&group)).unwrap_err();
+            prop_assert_eq!(
+                error.to_string(),
+                "no differences detected between original and updated config"
+            );
+        }
+    }
+
+    #[test]
+    fn a_configuration_without_groups_has_no_update() {
+        let whole = config(&ConfigGroup::default());
+        let empty = Config::default();
+        let refused = |original, updated| {
+            compute_update("channel", original, updated)
+                .unwrap_err()
+                .to_string()
+        };
+        assert_eq!(
+            refused(&empty, &whole),
+            "no channel group included for original config"
+        );
+        assert_eq!(
+            refused(&whole, &empty),
+            "no channel group included for updated config"
+        );
+    }
+}

@@ -10,13 +10,32 @@ use crate::envelope::WireError;
 #[error("{text}")]
 pub struct ConfigError {
     text: String,
+    incompatible: bool,
 }
 
 impl ConfigError {
     /// A refusal with this text.
     #[must_use]
     pub fn new(text: impl Into<String>) -> Self {
-        Self { text: text.into() }
+        Self {
+            text: text.into(),
+            incompatible: false,
+        }
+    }
+
+    /// A refusal, with this text, of a configuration that makes sense but cannot be served here.
+    pub(super) fn incompatible(text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            incompatible: true,
+        }
+    }
+
+    /// Whether the configuration makes sense in itself, but requires what this orderer does not have: other texts
+    /// stand before such a refusal when a channel is joined.
+    #[must_use]
+    pub fn is_incompatible(&self) -> bool {
+        self.incompatible
     }
 
     /// The same refusal, with what was being done before it: `context: text`.
@@ -24,6 +43,7 @@ impl ConfigError {
     pub fn within(self, context: impl fmt::Display) -> Self {
         Self {
             text: format!("{context}: {}", self.text),
+            ..self
         }
     }
 }

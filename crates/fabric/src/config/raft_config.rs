@@ -360,3 +360,116 @@ fn check_duplicates(consenters: &[Consenter]) -> Result<(), ConfigError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+
+    use super::*;
+    use crate::proto::etcdraft::Options;
+
+    fn consenters(names: &str) -> Vec<Consenter> {
+        names
+            .chars()
+            .map(|name| Consenter {
+                host: "127.0.0.1".to_owned(),
+                port: 7050,
+                client_tls_cert: vec![name as u8],
+                server_tls_cert: vec![name as u8],
+            })
+            .collect()
+    }
+
+    fn change(ids: &[u64], old: &str, new: &str) -> Result<MembershipChange, ConfigError> {
+        let metadata = BlockMetadata {
+            consenter_ids: ids.to_vec(),
+            next_consenter_id: 9,
+            raft_index: 5,
+        };
+        membership_change(&metadata, &consenters(old), &consenters(new))
+    }
+
+    #[test]
+    fn consenters_keep_their_ids_and_one_changes_at_a_time() {
+        for (new, expected, ids, next) in [
+            ("abc", ConsenterChange::None, vec![2, 4, 5], 9),
+            ("cab", ConsenterChange::None, vec![5, 2, 4], 9),
+            ("abcd", ConsenterChange::Added(9), vec![2, 4, 5, 9], 10),
+            ("dabc", ConsenterChange::Added(9), vec![9, 2, 4, 5], 10),
+            ("ac", ConsenterChange::Removed(4), vec![2, 5], 9),
+            ("adc", ConsenterChange::Rotated(4), vec![2, 4, 5], 9),
+            ("dac", ConsenterChange::Rotated(4), vec![4, 2, 5], 9),
+        ] {
+            let found = change(&[2, 4, 5], "abc", new).unwrap();
+            assert_eq!(
+                (found.change, found.consenter_ids, found.next_consenter_id),
+                (expected, ids, next),
+                "{new}"
+            );
+        }
+        for (new, counts) in [
+            ("abcde", "add 2 node(s), remove 0 node(s)"),
+            ("a", "add 0 node(s), remove 2 node(s)"),
+            ("ade", "add 2 node(s), remove 2 node(s)"),
+            ("abde", "add 2 node(s), remove 1 node(s)"),
+        ] {
+            assert_eq!(
+                change(&[2, 4, 5], "abc", new).unwrap_err().to_string(),
+                format!(
+                    "update of more than one consenter at a time is not supported, requested changes: {counts}"
+                )
+            );
+        }
+        assert!(change(&[2, 4], "abc", "abc").is_err());
+    }
+
+    #[test]
+    fn a_change_must_leave_a_quorum_of_active_nodes() {
+        use ConsenterChange::{Added, None, Removed, Rotated};
+        for (change, consenters, active, loses) in [
+            (None, 3, &[][..], false),
+            // Growing from one or into two cannot be helped; into three it takes two.
+            (Added(2), 2, &[1], false),
+            (Added(3), 3, &[1], true),
+            (Added(3), 3, &[1, 2], false),
+            (Added(4), 4, &[1, 2], true),
+            (Added(4), 4, &[1, 2, 3], false),
+            // A node that is reported twice is one node.
+            (Added(4), 4, &[1, 2, 2], true),
+            // Removing a dead one helps; removing a living one leaves too few.
+            (Removed(3), 2, &[1, 2], false),
+            (Removed(2), 2, &[1, 2], true),
+            (Removed(2), 1, &[1], false),
+            (Removed(1), 1, &[1], true),
+            // While it restarts with its new certificate the rotated one is not there.
+            (Rotated(1), 1, &[1], false),
+            (Rotated(1), 2, &[1], false),
+            (Rotated(1), 3, &[1, 2], true),
+            (Rotated(3), 3, &[1, 2], false),
+        ] {
+            assert_eq!(
+                loses_quorum(change, consenters, active),
+                loses,
+                "{change:?} to {consenters} with {active:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_snapshot_interval_that_is_not_set_is_fabrics_default() {
+        let metadata = |snapshot_interval_size| ConfigMetadata {
+            consenters: Vec::new(),
+            options: Some(Options {
+                tick_interval: "500ms".to_owned(),
+                election_tick: 10,
+                heartbeat_tick: 1,
+                max_inflight_blocks: 5,
+                snapshot_interval_size,
+            }),
+        };
+        let parsed = options(&metadata(0)).unwrap();
+        assert_eq!(parsed.tick_interval, Duration::from_millis(500));
+        assert_eq!(parsed.snapshot_interval_size, 16 << 20);
+        assert_eq!(options(&metadata(7)).unwrap().snapshot_interval_size, 7);
+    }
+}
