@@ -1,18 +1,44 @@
 //! How orderers talk to each other: `Cluster.Step` on both sides.
 //!
 //! A [`Transport`] knows, for every channel, who its consenters are. Outwards it carries consensus messages and forwarded
-//! transactions; inwards it recognises callers by the public key of their TLS certificate and hands what they send to
-//! a [`Dispatch`]. What the bytes of a consensus message mean is the business of the channel; which channels
-//! exist that of the registrar.
+//! transactions; inwards ([`Transport::service`]) it recognises callers by the public key of their TLS certificate and
+//! hands what they send to a [`Dispatch`]. What the bytes of a consensus message mean is the business of the channel;
+//! which channels exist that of the registrar; accepting connections that of [`crate::listener`].
+//!
+//! A connection leads to an address with a public key and serves all channels; on it, each channel has a stream for
+//! consensus messages and one for transactions, opened when first needed. A thousand idle channels cost a thousand entries
+//! in a table.
 
-use std::sync::Arc;
+mod connection;
+mod expiry;
+mod metrics;
+mod service;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use quorate_identity::mutual_tls::ClientTls;
-use quorate_runtime::Tasks;
+use quorate_fabric::envelope::RawEnvelope;
+use quorate_identity::mutual_tls::{ClientTls, public_key};
 use quorate_runtime::metrics::Metrics;
+use quorate_runtime::{Clock, Entropy, Tasks};
+use tokio::time::Instant;
+
+pub(crate) use connection::Destination;
+pub use connection::{RECONNECT_MAX, RECONNECT_MIN};
+pub use service::{STRANGERS_MESSAGE_BYTES, StepService};
+
+use crate::listener::go_duration;
+use crate::options;
+use connection::{Connection, Dialler, LOG};
+use metrics::ClusterMetrics;
+use stream::{Kind, Lane, SendError};
 
 /// One consenter of a channel, as its configuration has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,8 +74,7 @@ pub trait Dispatch: Send + Sync + 'static {
         metadata: Bytes,
     ) -> Result<(), StepRefusal>;
 
-    /// A transaction that consenter `from` forwards, as the bytes of its envelope. Later messages of the same stream
-    /// wait for the result.
+    /// A transaction that consenter `from` forwards. Later messages of the same stream wait for the result.
     ///
     /// # Errors
     /// What ends the sender's stream.
@@ -58,19 +83,23 @@ pub trait Dispatch: Send + Sync + 'static {
         channel: &str,
         from: u64,
         last_validation_seq: u64,
-        envelope: Bytes,
+        envelope: RawEnvelope,
     ) -> BoxFuture<'static, Result<(), StepRefusal>>;
 }
 
-/// The settings of `General.Cluster` that concern talking.
+/// The settings of `General.Cluster` that concern talking, and the limit on messages.
 #[derive(Debug, Clone)]
 pub struct TransportOptions {
-    /// `SendBufferSize`: messages waiting for one destination of one channel.
+    /// `SendBufferSize`: messages waiting in one stream.
     pub send_buffer_size: usize,
     /// `DialTimeout`: how long connecting may take.
     pub dial_timeout: Duration,
-    /// `RPCTimeout`: how long opening a stream, and forwarding a transaction, may take.
+    /// `RPCTimeout`: how long a message may wait in front of a stream.
     pub rpc_timeout: Duration,
+    /// `CertExpirationWarningThreshold`: how early certificates that will expire are warned of.
+    pub certificate_warning: Duration,
+    /// The longest message, in bytes, both ways.
+    pub max_message_size: usize,
 }
 
 impl Default for TransportOptions {
@@ -79,6 +108,23 @@ impl Default for TransportOptions {
             send_buffer_size: 100,
             dial_timeout: Duration::from_secs(5),
             rpc_timeout: Duration::from_secs(7),
+            certificate_warning: Duration::from_secs(7 * 24 * 60 * 60),
+            max_message_size: 100 * 1024 * 1024,
+        }
+    }
+}
+
+impl TransportOptions {
+    /// Those of a configuration.
+    #[must_use]
+    pub fn of(general: &options::General) -> Self {
+        let cluster = &general.cluster;
+        Self {
+            send_buffer_size: usize::try_from(cluster.send_buffer_size).unwrap_or(usize::MAX),
+            dial_timeout: cluster.dial_timeout,
+            rpc_timeout: cluster.rpc_timeout,
+            certificate_warning: cluster.cert_expiration_warning_threshold,
+            max_message_size: usize::try_from(general.max_recv_msg_size).unwrap_or(usize::MAX),
         }
     }
 }
@@ -88,46 +134,273 @@ impl Default for TransportOptions {
 #[error("{0}")]
 pub struct ForwardError(pub String);
 
+/// What became of a consensus message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// It waits for the connection, behind those sent before.
+    Queued,
+    /// This one or earlier ones to the same consenter are known to be lost: Raft should be told that it is unreachable.
+    Lost,
+}
+
 /// Talks to the consenters of all channels; cheap to clone.
 #[derive(Clone)]
 pub struct Transport {
-    _inner: Arc<()>,
+    core: Arc<Core>,
+}
+
+/// What both sides share.
+struct Core {
+    wiring: Arc<Wiring>,
+    channels: RwLock<HashMap<String, Arc<Consenters>>>,
+    connections: Mutex<BTreeMap<Destination, Weak<Connection>>>,
+}
+
+/// What everything that sends or receives needs.
+struct Wiring {
+    options: TransportOptions,
+    metrics: ClusterMetrics,
+    clock: Clock,
+    dialler: Arc<Dialler>,
+}
+
+/// The consenters of one channel.
+#[derive(Default)]
+struct Consenters {
+    by_id: BTreeMap<u64, Arc<Remote>>,
+    by_client_key: HashMap<Vec<u8>, u64>,
+}
+
+/// One consenter of one channel.
+struct Remote {
+    destination: Destination,
+    consensus: Lane,
+    transactions: Lane,
 }
 
 impl Transport {
-    /// A transport without channels. Its tasks are children of `tasks`.
+    /// A transport without channels. Its tasks belong to `tasks`. Without `tls` it talks plain HTTP/2, and nobody can
+    /// recognise it.
     #[must_use]
     pub fn new(
-        _options: TransportOptions,
-        _tls: Option<ClientTls>,
-        _metrics: &Metrics,
-        _tasks: &Tasks,
+        options: TransportOptions,
+        tls: Option<ClientTls>,
+        clock: Clock,
+        entropy: Entropy,
+        metrics: &Metrics,
+        tasks: &Tasks,
     ) -> Self {
+        let metrics = ClusterMetrics::new(metrics);
+        let dialler = Dialler {
+            tls,
+            dial_timeout: options.dial_timeout,
+            entropy,
+            tasks: tasks.clone(),
+            up: metrics.connections.clone(),
+        };
         Self {
-            _inner: Arc::new(()),
+            core: Arc::new(Core {
+                wiring: Arc::new(Wiring {
+                    options,
+                    metrics,
+                    clock,
+                    dialler: Arc::new(dialler),
+                }),
+                channels: RwLock::default(),
+                connections: Mutex::default(),
+            }),
         }
     }
 
-    /// Replaces the consenters of a channel: `members` are all of them, this orderer included.
-    pub fn configure(&self, _channel: &str, _members: Vec<Member>) {}
+    /// The service through which other orderers reach `dispatch`.
+    #[must_use]
+    pub fn service(&self, dispatch: Arc<dyn Dispatch>) -> StepService {
+        StepService {
+            core: self.core.clone(),
+            dispatch,
+        }
+    }
+
+    /// Replaces the consenters of a channel: `members` are all of them, this orderer included. Streams to those that stay
+    /// as they are stay open; connections that nobody needs any more are closed.
+    pub fn configure(&self, channel: &str, members: &[Member]) {
+        let core = &self.core;
+        let before = core.consenters(channel).unwrap_or_default();
+        let mut now = Consenters::default();
+        for member in members {
+            let endpoint = format!("{}:{}", member.host, member.port);
+            match public_key(&member.client_cert) {
+                Ok(key) => {
+                    now.by_client_key.insert(key, member.id);
+                }
+                Err(error) => {
+                    tracing::error!(target: LOG, %channel, "the client certificate of consenter {}({endpoint}) cannot be read, so it will not be recognised: {error}", member.id);
+                }
+            }
+            let destination = match public_key(&member.server_cert) {
+                Ok(key) => Destination {
+                    host: member.host.clone(),
+                    port: member.port,
+                    public_key: Some(key),
+                },
+                Err(error) => {
+                    tracing::error!(target: LOG, %channel, "the server certificate of consenter {}({endpoint}) cannot be read, so it cannot be reached: {error}", member.id);
+                    continue;
+                }
+            };
+            let remote = match before.by_id.get(&member.id) {
+                Some(same) if same.destination == destination => same.clone(),
+                former => {
+                    match former {
+                        None => {
+                            tracing::info!(target: LOG, "Allocating a new stub for node {} with endpoint of {endpoint} for channel {channel}", member.id);
+                        }
+                        Some(_) => {
+                            tracing::info!(target: LOG, "Deactivating node {} in channel {channel} with endpoint of {endpoint} due to a change of address or TLS certificate", member.id);
+                        }
+                    }
+                    Arc::new(core.remote(channel, member.id, destination))
+                }
+            };
+            now.by_id.insert(member.id, remote);
+        }
+        for (id, gone) in &before.by_id {
+            if !now.by_id.contains_key(id) {
+                tracing::info!(target: LOG, "Deactivated node {id} who's endpoint is {} as it's removed from membership of channel {channel}", gone.destination);
+            }
+        }
+        core.channels
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(channel.to_owned(), Arc::new(now));
+    }
 
     /// Forgets a channel: its streams end, and callers are told that it does not exist.
-    pub fn remove(&self, _channel: &str) {}
+    pub fn remove(&self, channel: &str) {
+        self.core
+            .channels
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(channel);
+    }
 
     /// Sends a consensus message. Never blocks: what does not fit into the buffer is lost, as Raft allows.
-    pub fn send(&self, _channel: &str, _to: u64, _payload: Bytes, _metadata: Bytes) {}
+    pub fn send(&self, channel: &str, to: u64, payload: &Bytes, metadata: &Bytes) -> Sent {
+        let offered = match self.core.lookup(channel, to) {
+            Ok(remote) => remote
+                .consensus
+                .offer(wire::consensus(channel, payload, metadata))
+                .map_err(|error| error.to_string()),
+            Err(error) => Err(error),
+        };
+        match offered {
+            Ok(()) => Sent::Queued,
+            Err(error) => {
+                tracing::debug!(target: LOG, %channel, "Failed to send message to {to}: {error}");
+                Sent::Lost
+            }
+        }
+    }
 
-    /// Forwards a transaction (the bytes of its envelope); resolves when it was given to the connection.
+    /// Forwards a transaction; resolves when the connection has taken it. Whether it is ordered shows in the chain only.
+    /// Dropping the future does not take it back.
     ///
     /// # Errors
-    /// [`ForwardError`] if that could not be done within `rpc_timeout`.
+    /// [`ForwardError`] if that could not be done within `rpc_timeout`. The transaction may have been sent all the same.
     pub async fn submit(
         &self,
-        _channel: &str,
-        _to: u64,
-        _last_validation_seq: u64,
-        _envelope: Bytes,
+        channel: &str,
+        to: u64,
+        last_validation_seq: u64,
+        envelope: &RawEnvelope,
     ) -> Result<(), ForwardError> {
-        Ok(())
+        let remote = self.core.lookup(channel, to).map_err(ForwardError)?;
+        let patience = self.core.wiring.options.rpc_timeout;
+        let request = wire::submit(channel, last_validation_seq, envelope.encoded());
+        let delivered = remote
+            .transactions
+            .deliver(request, Instant::now() + patience)
+            .await;
+        delivered.map_err(|error| {
+            ForwardError(match error {
+                SendError::Timeout => format!(
+                    "timed out ({}) waiting on forwarding to {to}",
+                    go_duration(patience)
+                ),
+                other => other.to_string(),
+            })
+        })
+    }
+}
+
+impl Core {
+    fn consenters(&self, channel: &str) -> Option<Arc<Consenters>> {
+        self.channels
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(channel)
+            .cloned()
+    }
+
+    /// Whether the key belongs to a consenter of any channel.
+    fn knows(&self, client_key: &[u8]) -> bool {
+        self.channels
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .any(|consenters| consenters.by_client_key.contains_key(client_key))
+    }
+
+    /// The consenter with that key, or the refusal that Fabric gives.
+    fn caller(&self, channel: &str, client_key: Option<&[u8]>) -> Result<u64, StepRefusal> {
+        let refused = |text: &str| Err(StepRefusal(text.to_owned()));
+        if channel.is_empty() {
+            return refused("badly formatted message, cannot extract channel");
+        }
+        let Some(consenters) = self.consenters(channel) else {
+            return Err(StepRefusal(format!("channel {channel} doesn't exist")));
+        };
+        let Some(key) = client_key else {
+            return refused("no TLS certificate sent");
+        };
+        match consenters.by_client_key.get(key) {
+            Some(id) => Ok(*id),
+            None => refused("certificate extracted from TLS connection isn't authorized"),
+        }
+    }
+
+    fn lookup(&self, channel: &str, id: u64) -> Result<Arc<Remote>, String> {
+        let consenters = self
+            .consenters(channel)
+            .ok_or_else(|| format!("channel {channel} doesn't exist"))?;
+        let remote = consenters.by_id.get(&id).cloned();
+        remote.ok_or_else(|| format!("node {id} doesn't exist in channel {channel}'s membership"))
+    }
+
+    fn remote(&self, channel: &str, id: u64, destination: Destination) -> Remote {
+        let connection = self.connection(&destination);
+        let lane = |kind| Lane::new(self.wiring.clone(), channel, id, kind, connection.clone());
+        Remote {
+            consensus: lane(Kind::Consensus),
+            transactions: lane(Kind::Transaction),
+            destination,
+        }
+    }
+
+    fn connection(&self, destination: &Destination) -> Arc<Connection> {
+        let mut connections = self
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = connections.get(destination).and_then(Weak::upgrade) {
+            return open;
+        }
+        connections.retain(|_, connection| connection.strong_count() > 0);
+        let new = Arc::new(Connection::new(
+            destination.clone(),
+            self.wiring.dialler.clone(),
+        ));
+        connections.insert(destination.clone(), Arc::downgrade(&new));
+        new
     }
 }

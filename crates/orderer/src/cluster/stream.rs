@@ -1,0 +1,434 @@
+//! One Step stream to another orderer: a bounded queue in front, order kept.
+//!
+//! As in Fabric, each pair of channel and destination has two: consensus messages must not wait behind transactions. A
+//! [`Lane`] is the place of one; the stream itself is opened when something is to be sent, and forgotten when it ends.
+//! When a consensus message does not fit into the queue, the stream is given up together with all that waits in it: Raft
+//! will ask what the other side still needs, and old messages would only be in the way of new ones.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::Stream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, interval_at, timeout_at};
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
+use tonic::codegen::http::uri::PathAndQuery;
+
+use super::Wiring;
+use super::connection::{Connection, LOG, Unconnected};
+use super::expiry::ExpiryWatch;
+use crate::listener::go_duration;
+use crate::raw::RawCodec;
+
+const STEP: &str = "/orderer.Cluster/Step";
+/// What another orderer answers on a Step stream, at most, in bytes: nothing, in practice.
+const ANSWER_BYTES: usize = 64 * 1024;
+/// The pause after a stream that was refused at once; it doubles up to [`REOPEN_MAX`].
+const REOPEN_MIN: Duration = Duration::from_millis(50);
+/// The longest pause before a refused stream is opened again.
+const REOPEN_MAX: Duration = Duration::from_secs(1);
+/// A stream that lived as long was not refused.
+const ACCEPTED_AFTER: Duration = Duration::from_secs(1);
+
+/// What a lane carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Consensus,
+    Transaction,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Consensus => "consensus",
+            Self::Transaction => "transaction",
+        }
+    }
+}
+
+/// Why something could not be sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum SendError {
+    #[error("send queue overflown")]
+    Overflow,
+    #[error("{0}")]
+    Ended(Arc<str>),
+    #[error("rpc timeout expired")]
+    Timeout,
+}
+
+/// Where messages of one kind for one destination of one channel go.
+pub(super) struct Lane {
+    wiring: Arc<Wiring>,
+    label: Arc<Label>,
+    connection: Arc<Connection>,
+    slot: Arc<Mutex<Slot>>,
+}
+
+struct Label {
+    channel: String,
+    id: u64,
+    endpoint: String,
+    kind: Kind,
+}
+
+#[derive(Default)]
+struct Slot {
+    current: Option<Open>,
+    failures: u32,
+    /// A refused stream is not opened again before.
+    not_before: Option<Instant>,
+    reason: Option<Arc<str>>,
+}
+
+/// A stream that takes messages. When the last owner drops it, the stream ends.
+#[derive(Clone)]
+struct Open {
+    queue: mpsc::Sender<Item>,
+    _ends: Arc<DropGuard>,
+}
+
+struct Item {
+    request: Bytes,
+    queued: Instant,
+    sent: Option<oneshot::Sender<()>>,
+}
+
+impl Lane {
+    pub(super) fn new(
+        wiring: Arc<Wiring>,
+        channel: &str,
+        id: u64,
+        kind: Kind,
+        connection: Arc<Connection>,
+    ) -> Self {
+        let label = Label {
+            channel: channel.to_owned(),
+            id,
+            endpoint: connection.destination.to_string(),
+            kind,
+        };
+        Self {
+            wiring,
+            label: Arc::new(label),
+            connection,
+            slot: Arc::default(),
+        }
+    }
+
+    /// Queues a message or drops it.
+    ///
+    /// # Errors
+    /// Something was lost: this message, or earlier ones of a stream that ended since the last call.
+    pub(super) fn offer(&self, request: Bytes) -> Result<(), SendError> {
+        let mut slot = lock(&self.slot);
+        let (open, lost) = self.open(&mut slot)?;
+        let item = Item {
+            request,
+            queued: Instant::now(),
+            sent: None,
+        };
+        match open.queue.try_send(item) {
+            Ok(()) => {
+                self.report(&open.queue);
+                lost.map_or(Ok(()), |reason| Err(SendError::Ended(reason)))
+            }
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                slot.current = None;
+                self.wiring
+                    .metrics
+                    .dropped(&self.label.endpoint, &self.label.channel);
+                tracing::debug!(target: LOG, channel = %self.label.channel, "Stream to {} is given up: send queue overflown", self.label.endpoint);
+                Err(SendError::Overflow)
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => {
+                let reason = slot.reason.clone().unwrap_or_else(|| "aborted".into());
+                Err(SendError::Ended(reason))
+            }
+        }
+    }
+
+    /// Queues a message, waiting for room, and waits until the connection has taken it. Dropping the future may or may
+    /// not leave the message queued.
+    ///
+    /// # Errors
+    /// If that did not happen before `deadline`, or the stream ended first.
+    pub(super) async fn deliver(&self, request: Bytes, deadline: Instant) -> Result<(), SendError> {
+        let open = self.open(&mut lock(&self.slot))?.0;
+        let (sent, taken) = oneshot::channel();
+        let item = Item {
+            request,
+            queued: Instant::now(),
+            sent: Some(sent),
+        };
+        self.report(&open.queue);
+        let sending = async {
+            let ended = || {
+                let reason = lock(&self.slot).reason.clone();
+                SendError::Ended(reason.unwrap_or_else(|| "aborted".into()))
+            };
+            open.queue.send(item).await.map_err(|_| ended())?;
+            taken.await.map_err(|_| ended())
+        };
+        timeout_at(deadline, sending)
+            .await
+            .unwrap_or(Err(SendError::Timeout))
+    }
+
+    /// The open stream, or a new one; also why the former one ended, if it did.
+    fn open(&self, slot: &mut Slot) -> Result<(Open, Option<Arc<str>>), SendError> {
+        let mut lost = None;
+        if let Some(open) = &slot.current {
+            if !open.queue.is_closed() {
+                return Ok((open.clone(), None));
+            }
+            lost = Some(slot.reason.clone().unwrap_or_else(|| "aborted".into()));
+            slot.current = None;
+        }
+        if let Some(Unconnected(reason)) = self.connection.down() {
+            return Err(SendError::Ended(reason));
+        }
+        if slot.not_before.is_some_and(|at| at > Instant::now()) {
+            let reason = slot.reason.clone().unwrap_or_else(|| "refused".into());
+            return Err(SendError::Ended(reason));
+        }
+        let open = self.start();
+        slot.current = Some(open.clone());
+        Ok((open, lost))
+    }
+
+    fn start(&self) -> Open {
+        let (queue, waiting) = mpsc::channel(self.wiring.options.send_buffer_size.max(1));
+        let aborted = CancellationToken::new();
+        let worker = Worker {
+            wiring: self.wiring.clone(),
+            label: self.label.clone(),
+            connection: self.connection.clone(),
+            slot: self.slot.clone(),
+            queue: queue.clone(),
+            aborted: aborted.clone(),
+        };
+        let name = format!(
+            "{} stream to {} for {}",
+            self.label.kind.name(),
+            self.label.endpoint,
+            self.label.channel
+        );
+        self.wiring.dialler.tasks.spawn(name, worker.run(waiting));
+        Open {
+            queue,
+            _ends: Arc::new(aborted.drop_guard()),
+        }
+    }
+
+    fn report(&self, queue: &mpsc::Sender<Item>) {
+        let capacity = queue.max_capacity();
+        self.wiring.metrics.queue(
+            &self.label.endpoint,
+            self.label.kind.name(),
+            &self.label.channel,
+            capacity - queue.capacity(),
+            capacity,
+        );
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        // The worker keeps the slot for its last words, so the stream does not end by itself.
+        lock(&self.slot).current = None;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Carries one stream from its opening to its end.
+struct Worker {
+    wiring: Arc<Wiring>,
+    label: Arc<Label>,
+    connection: Arc<Connection>,
+    slot: Arc<Mutex<Slot>>,
+    queue: mpsc::Sender<Item>,
+    aborted: CancellationToken,
+}
+
+impl Worker {
+    async fn run(self, waiting: mpsc::Receiver<Item>) {
+        let metrics = &self.wiring.metrics;
+        metrics.streams(&self.label.channel, 1);
+        let started = Instant::now();
+        let shutdown = self.wiring.dialler.tasks.shutdown().clone();
+        let ended = tokio::select! {
+            biased;
+            () = shutdown.requested() => None,
+            () = self.aborted.cancelled() => None,
+            ended = self.carry(waiting) => Some(ended),
+        };
+        // Whatever still holds the queue's other end lets go of it.
+        self.aborted.cancel();
+        metrics.streams(&self.label.channel, -1);
+        let Some(reason) = ended else { return };
+        let mut slot = lock(&self.slot);
+        let repeated = slot.reason.as_ref() == Some(&reason);
+        if started.elapsed() < ACCEPTED_AFTER {
+            let pause = REOPEN_MAX.min(REOPEN_MIN * 2u32.saturating_pow(slot.failures.min(16)));
+            slot.failures = slot.failures.saturating_add(1);
+            slot.not_before = Some(Instant::now() + self.wiring.dialler.entropy.jitter(pause));
+        } else {
+            slot.failures = 0;
+            slot.not_before = None;
+        }
+        slot.reason = Some(reason.clone());
+        drop(slot);
+        let Label {
+            channel,
+            id,
+            endpoint,
+            kind,
+        } = &*self.label;
+        let kind = kind.name();
+        if repeated {
+            tracing::debug!(target: LOG, %channel, "The {kind} stream to {id}({endpoint}) ended: {reason}");
+        } else {
+            tracing::warn!(target: LOG, %channel, "The {kind} stream to {id}({endpoint}) ended: {reason}");
+        }
+    }
+
+    /// Returns why the stream ended.
+    async fn carry(&self, waiting: mpsc::Receiver<Item>) -> Arc<str> {
+        let link = match self.connection.link().await {
+            Ok(link) => link,
+            Err(Unconnected(reason)) => return reason,
+        };
+        let taken = Arc::new(AtomicU64::new(0));
+        let outgoing = Outgoing {
+            wiring: self.wiring.clone(),
+            label: self.label.clone(),
+            queue: self.queue.clone(),
+            waiting,
+            taken: taken.clone(),
+            expiry: link.server.as_deref().map(|facts| {
+                let threshold = self.wiring.options.certificate_warning;
+                ExpiryWatch::new(facts, self.label.endpoint.clone(), threshold)
+            }),
+            aborted: Box::pin(self.aborted.clone().cancelled_owned()),
+        };
+        let mut client = link.grpc(self.wiring.options.max_message_size);
+        let answers = async {
+            if let Err(error) = client.ready().await {
+                return format!("cannot open a stream: {error}").into();
+            }
+            let path = PathAndQuery::from_static(STEP);
+            let request = tonic::Request::new(outgoing);
+            // The answer begins when the other side says so, which Fabric does at the stream's end.
+            match client
+                .max_decoding_message_size(ANSWER_BYTES)
+                .streaming(request, path, RawCodec)
+                .await
+            {
+                Err(status) => ending(&status),
+                Ok(answers) => {
+                    let mut answers = answers.into_inner();
+                    loop {
+                        match answers.message().await {
+                            Ok(Some(_)) => {}
+                            Ok(None) => return "closed by the other side".into(),
+                            Err(status) => return ending(&status),
+                        }
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            reason = answers => reason,
+            () = self.stalled(&taken) => {
+                let patience = go_duration(self.wiring.options.rpc_timeout);
+                tracing::warn!(target: LOG, channel = %self.label.channel, "Stream to {}({}) was forcibly terminated because timeout ({patience}) expired", self.label.id, self.label.endpoint);
+                SendError::Timeout.to_string().into()
+            }
+        }
+    }
+
+    /// Resolves when messages have been waiting for a whole `rpc_timeout` without one being taken.
+    async fn stalled(&self, taken: &AtomicU64) {
+        let period = self
+            .wiring
+            .options
+            .rpc_timeout
+            .max(Duration::from_millis(1));
+        let mut ticks = interval_at(Instant::now() + period, period);
+        let mut before = None;
+        loop {
+            ticks.tick().await;
+            let now = taken.load(Ordering::Relaxed);
+            let waits = self.queue.capacity() < self.queue.max_capacity();
+            if waits && before == Some(now) {
+                return;
+            }
+            before = waits.then_some(now);
+        }
+    }
+}
+
+/// How a stream's end is told: the other side's own words where there are some.
+fn ending(status: &tonic::Status) -> Arc<str> {
+    format!(
+        "rpc error: code = {:?} desc = {}",
+        status.code(),
+        status.message()
+    )
+    .into()
+}
+
+/// The request stream: what is taken from the queue goes to the connection.
+struct Outgoing {
+    wiring: Arc<Wiring>,
+    label: Arc<Label>,
+    queue: mpsc::Sender<Item>,
+    waiting: mpsc::Receiver<Item>,
+    taken: Arc<AtomicU64>,
+    expiry: Option<ExpiryWatch>,
+    aborted: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl Stream for Outgoing {
+    type Item = Bytes;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.aborted.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        let Some(item) = ready!(self.waiting.poll_recv(cx)) else {
+            return Poll::Ready(None);
+        };
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        let this = &mut *self;
+        let (label, metrics) = (&this.label, &this.wiring.metrics);
+        metrics.sent(&label.endpoint, &label.channel, item.queued.elapsed());
+        let capacity = this.queue.max_capacity();
+        metrics.queue(
+            &label.endpoint,
+            label.kind.name(),
+            &label.channel,
+            capacity - this.queue.capacity(),
+            capacity,
+        );
+        if let Some(watch) = &mut this.expiry {
+            let now = this.wiring.clock.now_seconds();
+            if let Some(warning) = watch.check(now, &label.channel) {
+                tracing::warn!(target: LOG, "{warning}");
+            }
+        }
+        if let Some(sent) = item.sent {
+            // Whoever waited may have lost patience.
+            let _ = sent.send(());
+        }
+        Poll::Ready(Some(item.request))
+    }
+}

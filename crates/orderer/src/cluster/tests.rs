@@ -1,0 +1,695 @@
+//! Real connections over loopback, with certificates and requests that were recorded from Fabric.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream;
+use quorate_fabric::envelope::RawEnvelope;
+use quorate_identity::mutual_tls::{ClientAuth, ClientTls, Credentials, Roots, ServerTls, shifted};
+use quorate_identity::{Clock as TlsClock, UnixTime};
+use quorate_runtime::{Clock, Entropy, Metrics, Tasks};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::service::Routes;
+
+use super::connection::dial;
+use super::*;
+use crate::listener::{Listener, ListenerOptions};
+use crate::raw::RawCodec;
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/fabric");
+/// 2026-11-20 14:00 UTC.
+const NOW: i64 = 1_795_183_200;
+/// Longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn file(name: &str) -> Vec<u8> {
+    std::fs::read(format!("{FIXTURES}/{name}")).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn folder(name: &str, base: &str) -> Credentials {
+    Credentials::from_pem(
+        &file(&format!("crypto/{name}/{base}.crt")),
+        &file(&format!("crypto/{name}/{base}.key")),
+    )
+    .unwrap()
+}
+
+fn tls_folder(index: u64) -> String {
+    format!("ordererOrganizations/orderer.test/orderers/orderer{index}.orderer.test/tls")
+}
+
+fn orderer(index: u64) -> Credentials {
+    folder(&tls_folder(index), "server")
+}
+
+fn roots() -> Roots {
+    let ca =
+        file("crypto/ordererOrganizations/orderer.test/msp/tlscacerts/tlsca.orderer.test-cert.pem");
+    Roots::from_pem([ca.as_slice()]).unwrap()
+}
+
+fn now() -> TlsClock {
+    Arc::new(|| UnixTime(NOW))
+}
+
+fn client_tls(credentials: Option<Credentials>) -> ClientTls {
+    ClientTls {
+        credentials,
+        roots: roots(),
+        clock: now(),
+        alpn: vec![b"h2".to_vec()],
+    }
+}
+
+fn server_tls(credentials: Credentials) -> ServerTls {
+    ServerTls {
+        credentials,
+        roots: roots(),
+        client_auth: ClientAuth::Required,
+        clock: now(),
+        alpn: vec![b"h2".to_vec()],
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Got {
+    Consensus(String, u64, Bytes, Bytes),
+    Submit(String, u64, u64, Bytes),
+}
+
+/// Tells the test what came in. Submitting never ends when `stuck`.
+struct Recorder {
+    got: mpsc::UnboundedSender<Got>,
+    stuck: bool,
+}
+
+impl Dispatch for Recorder {
+    fn consensus(
+        &self,
+        channel: &str,
+        from: u64,
+        payload: Bytes,
+        metadata: Bytes,
+    ) -> Result<(), StepRefusal> {
+        let _ = self
+            .got
+            .send(Got::Consensus(channel.to_owned(), from, payload, metadata));
+        Ok(())
+    }
+
+    fn submit(
+        &self,
+        channel: &str,
+        from: u64,
+        last_validation_seq: u64,
+        envelope: RawEnvelope,
+    ) -> BoxFuture<'static, Result<(), StepRefusal>> {
+        let got = Got::Submit(
+            channel.to_owned(),
+            from,
+            last_validation_seq,
+            envelope.encoded().clone(),
+        );
+        let _ = self.got.send(got);
+        if self.stuck {
+            Box::pin(std::future::pending())
+        } else {
+            Box::pin(std::future::ready(Ok(())))
+        }
+    }
+}
+
+struct Node {
+    transport: Transport,
+    address: SocketAddr,
+    got: mpsc::UnboundedReceiver<Got>,
+    metrics: Metrics,
+    tasks: Tasks,
+}
+
+#[derive(Clone)]
+struct Setup {
+    options: TransportOptions,
+    client: ClientTls,
+    server: ServerTls,
+    address: String,
+    stuck: bool,
+}
+
+impl Setup {
+    fn new(index: u64) -> Self {
+        Self {
+            options: TransportOptions::default(),
+            client: client_tls(Some(orderer(index))),
+            server: server_tls(orderer(index)),
+            address: "127.0.0.1:0".to_owned(),
+            stuck: false,
+        }
+    }
+
+    async fn start(self) -> Node {
+        let (tasks, metrics) = (Tasks::new("node"), Metrics::new());
+        let transport = Transport::new(
+            self.options,
+            Some(self.client),
+            Clock::system(),
+            Entropy::seeded(1),
+            &metrics,
+            &tasks,
+        );
+        let (sender, got) = mpsc::unbounded_channel();
+        let service = transport.service(Arc::new(Recorder {
+            got: sender,
+            stuck: self.stuck,
+        }));
+        let options = ListenerOptions {
+            tls: Some(self.server),
+            ..ListenerOptions::default()
+        };
+        let listener = Listener::bind(&self.address, options).await.unwrap();
+        let address = listener.local_address().unwrap();
+        listener.serve(Routes::new(service), &metrics, &tasks);
+        Node {
+            transport,
+            address,
+            got,
+            metrics,
+            tasks,
+        }
+    }
+}
+
+impl Node {
+    async fn next(&mut self) -> Got {
+        timeout(PATIENCE, self.got.recv()).await.unwrap().unwrap()
+    }
+
+    async fn stop(self) {
+        let report = self.tasks.stop(PATIENCE).await;
+        assert!(report.cut_off.is_empty(), "{report}");
+    }
+}
+
+/// Consenter `index + 1`, as Fabric numbers orderer `index` of the fixtures.
+fn member(index: u64, address: SocketAddr) -> Member {
+    let certificate = Bytes::from(file(&format!("crypto/{}/server.crt", tls_folder(index))));
+    Member {
+        id: index + 1,
+        host: address.ip().to_string(),
+        port: address.port(),
+        client_cert: certificate.clone(),
+        server_cert: certificate,
+    }
+}
+
+/// The consenters orderer0..2, where each index has the given address.
+fn members(addresses: [SocketAddr; 3]) -> Vec<Member> {
+    (0..)
+        .zip(addresses)
+        .map(|(index, at)| member(index, at))
+        .collect()
+}
+
+/// An address where nobody is.
+fn nowhere() -> SocketAddr {
+    "127.0.0.1:1".parse().unwrap()
+}
+
+async fn pair(left: Setup, right: Setup) -> (Node, Node) {
+    let (left, right) = (left.start().await, right.start().await);
+    let members = members([left.address, right.address, nowhere()]);
+    left.transport.configure("fixture", &members);
+    right.transport.configure("fixture", &members);
+    (left, right)
+}
+
+fn raft(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+/// Sends until nothing is known to be lost.
+async fn insist(node: &Node, to: u64, payload: &Bytes) {
+    let sending = async {
+        while node.transport.send("fixture", to, payload, &Bytes::new()) == Sent::Lost {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, sending).await.unwrap();
+}
+
+#[tokio::test]
+async fn captured_requests_arrive_unchanged_and_in_order() {
+    let (left, mut right) = pair(Setup::new(0), Setup::new(1)).await;
+    let folder = format!("{FIXTURES}/raftpb/captured");
+    let mut names: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    names.sort();
+    let mut consensus = Vec::new();
+    for name in names {
+        match wire::Step::decode(std::fs::read(name).unwrap().into()).unwrap() {
+            wire::Step::Consensus {
+                payload, metadata, ..
+            } => {
+                let sent = left.transport.send("fixture", 2, &payload, &metadata);
+                assert_eq!(sent, Sent::Queued);
+                consensus.push(Got::Consensus("fixture".to_owned(), 1, payload, metadata));
+            }
+            wire::Step::Submit { envelope, .. } => {
+                let raw = RawEnvelope::decode(envelope.clone()).unwrap();
+                let submitted = left.transport.submit("fixture", 2, 7, &raw).await;
+                assert_eq!(submitted, Ok(()));
+                let expected = Got::Submit("fixture".to_owned(), 1, 7, envelope);
+                loop {
+                    match right.next().await {
+                        got @ Got::Submit(..) => break assert_eq!(got, expected),
+                        got => assert_eq!(got, consensus.remove(0)),
+                    }
+                }
+            }
+            wire::Step::Neither => panic!(),
+        }
+    }
+    for expected in consensus {
+        assert_eq!(right.next().await, expected);
+    }
+    let text = left.metrics.render();
+    assert!(
+        text.contains("cluster_comm_egress_tls_connection_count 1"),
+        "{text}"
+    );
+    assert!(text.contains("cluster_comm_egress_stream_count{channel=\"fixture\"} 2"));
+    assert!(
+        right
+            .metrics
+            .render()
+            .contains("cluster_comm_ingress_stream_count 2")
+    );
+    left.stop().await;
+    right.stop().await;
+}
+
+#[tokio::test]
+async fn channels_share_a_connection_and_forgotten_ones_end() {
+    let (left, mut right) = pair(Setup::new(0), Setup::new(1)).await;
+    let members = members([left.address, right.address, nowhere()]);
+    for index in 0..200 {
+        let channel = format!("channel{index}");
+        left.transport.configure(&channel, &members);
+        right.transport.configure(&channel, &members);
+        left.transport.send(&channel, 2, &raft("x"), &Bytes::new());
+    }
+    for _ in 0..200 {
+        right.next().await;
+    }
+    assert!(
+        left.metrics
+            .render()
+            .contains("cluster_comm_egress_tls_connection_count 1")
+    );
+    for index in 0..200 {
+        left.transport.remove(&format!("channel{index}"));
+    }
+    let gone = async {
+        while !right
+            .metrics
+            .render()
+            .contains("cluster_comm_ingress_stream_count 0")
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, gone).await.unwrap();
+    assert_eq!(
+        left.transport
+            .send("channel7", 2, &raft("x"), &Bytes::new()),
+        Sent::Lost
+    );
+}
+
+/// Opens a stream as `caller`, sends `requests`, and gives the stream's end: `None` while it stays open.
+async fn step(
+    address: SocketAddr,
+    caller: Option<Credentials>,
+    requests: Vec<Bytes>,
+) -> Result<Option<Bytes>, tonic::Status> {
+    let tasks = Tasks::new("caller");
+    let tls = client_tls(caller);
+    let destination = Destination::parse(&address.to_string()).unwrap();
+    let (link, driver) = dial(&destination, Some(&tls), &tasks).await.unwrap();
+    tasks.spawn("driver", async move {
+        let _ = driver.await;
+    });
+    let requests = stream::iter(requests);
+    let open = futures::StreamExt::chain(requests, stream::pending());
+    let mut grpc = link.grpc(1 << 20);
+    grpc.ready().await.unwrap();
+    let path = PathAndQuery::from_static("/orderer.Cluster/Step");
+    let answers = grpc
+        .streaming(tonic::Request::new(open), path, RawCodec)
+        .await?;
+    answers.into_inner().message().await
+}
+
+#[tokio::test]
+async fn wrong_callers_and_requests_get_the_recorded_answers() {
+    let mut setup = Setup::new(0);
+    setup.server.client_auth = ClientAuth::Requested;
+    let mut node = setup.start().await;
+    let everywhere = [nowhere(); 3];
+    node.transport.configure("fixture", &members(everywhere));
+    let cases: Value = serde_json::from_slice(&file("raftpb/step-errors.json")).unwrap();
+    let mut seen = 0;
+    for case in cases.as_array().unwrap() {
+        let name = case["name"].as_str().unwrap();
+        // What these say is decided behind the transport.
+        if ["garbage-message", "submit-no-leader"].contains(&name) {
+            continue;
+        }
+        let request = match case["request"].as_str() {
+            Some(text) => hex::decode(text).unwrap(),
+            None => file(&format!(
+                "raftpb/{}",
+                case["request_file"].as_str().unwrap()
+            )),
+        };
+        let caller = match name {
+            "no-client-cert" => None,
+            "not-a-consenter" => Some(orderer(4)),
+            "admin-cert" => Some(folder(
+                "ordererOrganizations/orderer.test/users/Admin@orderer.test/tls",
+                "client",
+            )),
+            "renewed-cert" => Some(folder("special/orderer1-tls-renewed-same-key", "server")),
+            _ => Some(orderer(1)),
+        };
+        let call = step(node.address, caller, vec![Bytes::from(request)]);
+        let result = case["result"].as_str().unwrap();
+        let closed = result.strip_prefix("closed with gRPC status ");
+        seen += 1;
+        match closed {
+            Some(expected) => {
+                let status = timeout(PATIENCE, call).await.unwrap().unwrap_err();
+                let number = status.code() as i32;
+                let label = format!("{:?}", status.code());
+                let got = format!("{number} {label}: {}", status.message());
+                assert_eq!(got, expected, "{name}");
+            }
+            None => {
+                tokio::select! {
+                    ended = call => panic!("{name}: {ended:?}"),
+                    got = node.next() => match got {
+                        Got::Consensus(channel, from, ..) | Got::Submit(channel, from, ..) => {
+                            assert_eq!((channel.as_str(), from), ("fixture", 2), "{name}");
+                        }
+                    },
+                }
+            }
+        }
+    }
+    assert_eq!(seen, cases.as_array().unwrap().len() - 2);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn strangers_may_not_send_much() {
+    let node = Setup::new(0).start().await;
+    node.transport
+        .configure("fixture", &members([nowhere(); 3]));
+    let long = wire::consensus("fixture", &Bytes::from(vec![7; 100_000]), &Bytes::new());
+    let call = step(node.address, Some(orderer(4)), vec![long]);
+    let status = timeout(PATIENCE, call).await.unwrap().unwrap_err();
+    assert_eq!(status.code(), tonic::Code::OutOfRange, "{status}");
+}
+
+#[tokio::test]
+async fn an_orderer_that_comes_back_is_found_again() {
+    let (left, mut right) = pair(Setup::new(0), Setup::new(1)).await;
+    insist(&left, 2, &raft("before")).await;
+    assert!(matches!(right.next().await, Got::Consensus(_, 1, payload, _) if payload == "before"));
+    let members = members([left.address, right.address, nowhere()]);
+    let address = right.address.to_string();
+    right.stop().await;
+    // Raft hears that it is gone.
+    let noticed = async {
+        while left
+            .transport
+            .send("fixture", 2, &raft("lost"), &Bytes::new())
+            != Sent::Lost
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, noticed).await.unwrap();
+    let mut setup = Setup::new(1);
+    setup.address = address;
+    let mut right = setup.start().await;
+    right.transport.configure("fixture", &members);
+    let back = async {
+        loop {
+            left.transport
+                .send("fixture", 2, &raft("after"), &Bytes::new());
+            match right.got.try_recv() {
+                Ok(Got::Consensus(_, 1, payload, _)) if payload == "after" => break,
+                _ => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    };
+    timeout(PATIENCE, back).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_queue_gives_the_stream_up() {
+    // Accepts, and never says a word.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut setup = Setup::new(0);
+    setup.options.send_buffer_size = 5;
+    let left = setup.start().await;
+    let members = members([left.address, silent.local_addr().unwrap(), nowhere()]);
+    left.transport.configure("fixture", &members);
+    let send = || left.transport.send("fixture", 2, &raft("x"), &Bytes::new());
+    for _ in 0..5 {
+        assert_eq!(send(), Sent::Queued);
+    }
+    assert_eq!(send(), Sent::Lost);
+    let text = left.metrics.render();
+    let dropped = format!(
+        "cluster_comm_msg_dropped_count{{channel=\"fixture\",host=\"{}\"}} 1",
+        silent.local_addr().unwrap()
+    );
+    assert!(text.contains(&dropped), "{text}");
+    // A new stream has an empty queue.
+    assert_eq!(send(), Sent::Queued);
+}
+
+#[tokio::test]
+async fn a_silent_and_a_babbling_server_cost_their_own_messages_only() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let babbling = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addresses = (silent.local_addr().unwrap(), babbling.local_addr().unwrap());
+    let tasks = Tasks::new("babbler");
+    tasks.spawn("babble", async move {
+        while let Ok((mut tcp, _)) = babbling.accept().await {
+            let _ = tcp.write_all(&[0xff; 4096]).await;
+        }
+    });
+    let mut setup = Setup::new(0);
+    setup.options.dial_timeout = Duration::from_millis(100);
+    let left = setup.start().await;
+    let members = members([left.address, addresses.0, addresses.1]);
+    left.transport.configure("fixture", &members);
+    let envelope = RawEnvelope::decode(Bytes::new()).unwrap();
+    let failed = left.transport.submit("fixture", 2, 0, &envelope).await;
+    assert_eq!(failed.unwrap_err().0, "no connection within 100ms");
+    let failed = left.transport.submit("fixture", 3, 0, &envelope).await;
+    assert!(
+        failed
+            .unwrap_err()
+            .0
+            .starts_with("authentication handshake failed")
+    );
+    assert_eq!(
+        left.transport
+            .submit("fixture", 9, 0, &envelope)
+            .await
+            .unwrap_err()
+            .0,
+        "node 9 doesn't exist in channel fixture's membership"
+    );
+    assert_eq!(
+        left.transport
+            .submit("nowhere", 1, 0, &envelope)
+            .await
+            .unwrap_err()
+            .0,
+        "channel nowhere doesn't exist"
+    );
+}
+
+#[tokio::test]
+async fn who_takes_nothing_is_given_up_and_others_are_served() {
+    let (mut left, mut right) = (Setup::new(0), Setup::new(1));
+    left.options.rpc_timeout = Duration::from_millis(200);
+    left.options.send_buffer_size = 2;
+    right.stuck = true;
+    let (left, mut right) = pair(left, right).await;
+    let large = quorate_fabric::proto::common::Envelope {
+        payload: Bytes::from(vec![7; 1 << 20]),
+        signature: Bytes::new(),
+    };
+    let large = prost::Message::encode_to_vec(&large);
+    let large = RawEnvelope::decode(large.into()).unwrap();
+    let mut refused = None;
+    for _ in 0..64 {
+        if let Err(error) = left.transport.submit("fixture", 2, 0, &large).await {
+            refused = Some(error.0);
+            break;
+        }
+    }
+    let refused = refused.unwrap();
+    assert!(
+        refused == "timed out (200ms) waiting on forwarding to 2"
+            || refused == "rpc timeout expired",
+        "{refused}"
+    );
+    // Consensus messages have a stream of their own.
+    insist(&left, 2, &raft("alive")).await;
+    let found = async {
+        loop {
+            if matches!(right.next().await, Got::Consensus(_, 1, payload, _) if payload == "alive")
+            {
+                break;
+            }
+        }
+    };
+    timeout(PATIENCE, found).await.unwrap();
+}
+
+#[tokio::test]
+async fn expired_certificates_count_when_the_clocks_are_set_back() {
+    let expired = folder("special/orderer4-tls-expired", "server");
+    let certificate = Bytes::from(file("crypto/special/orderer4-tls-expired/server.crt"));
+    for (shift, meets) in [(0, false), (51 * 60 + 30, true)] {
+        let clock = shifted(now(), Duration::from_secs(shift));
+        let (mut left, mut right) = (Setup::new(0), Setup::new(4));
+        left.client.clock = clock.clone();
+        right.server.clock = clock;
+        right.server.credentials = expired.clone();
+        let (left, mut right) = (left.start().await, right.start().await);
+        let mut members = members([left.address, nowhere(), nowhere()]);
+        members.push(Member {
+            client_cert: certificate.clone(),
+            server_cert: certificate.clone(),
+            ..member(4, right.address)
+        });
+        left.transport.configure("fixture", &members);
+        right.transport.configure("fixture", &members);
+        let envelope = RawEnvelope::decode(Bytes::new()).unwrap();
+        let submitted = left.transport.submit("fixture", 5, 3, &envelope).await;
+        if meets {
+            assert_eq!(submitted, Ok(()));
+            assert!(matches!(right.next().await, Got::Submit(_, 1, 3, _)));
+        } else {
+            let text = submitted.unwrap_err().0;
+            assert!(text.contains("x509: certificate has expired"), "{text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_valid_yet_is_waited_for() {
+    let time = Arc::new(std::sync::atomic::AtomicI64::new(NOW - 24 * 3600));
+    let (mut left, right) = (Setup::new(0), Setup::new(1));
+    let source = time.clone();
+    left.client.clock =
+        Arc::new(move || UnixTime(source.load(std::sync::atomic::Ordering::Relaxed)));
+    let (left, mut right) = pair(left, right).await;
+    let envelope = RawEnvelope::decode(Bytes::new()).unwrap();
+    for _ in 0..20 {
+        let refused = left.transport.submit("fixture", 2, 0, &envelope).await;
+        let text = refused.unwrap_err().0;
+        assert!(text.contains("not yet valid"), "{text}");
+    }
+    time.store(NOW, std::sync::atomic::Ordering::Relaxed);
+    insist(&left, 2, &raft("at last")).await;
+    assert!(matches!(right.next().await, Got::Consensus(_, 1, ..)));
+}
+
+#[tokio::test]
+async fn a_new_root_counts_without_a_restart() {
+    let (left, right) = (Setup::new(0), Setup::new(1));
+    let known = right.server.roots.clone();
+    let org1 = file("crypto/peerOrganizations/org1.test/msp/tlscacerts/tlsca.org1.test-cert.pem");
+    known.replace([org1.as_slice()]).unwrap();
+    let (left, mut right) = pair(left, right).await;
+    let envelope = RawEnvelope::decode(Bytes::new()).unwrap();
+    let refused = async {
+        // In TLS 1.3 the refusal comes after the first message may have left.
+        while left
+            .transport
+            .submit("fixture", 2, 0, &envelope)
+            .await
+            .is_ok()
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, refused).await.unwrap();
+    let orderers =
+        file("crypto/ordererOrganizations/orderer.test/msp/tlscacerts/tlsca.orderer.test-cert.pem");
+    known.replace([org1.as_slice(), &orderers]).unwrap();
+    let met = async {
+        loop {
+            left.transport
+                .send("fixture", 2, &raft("new"), &Bytes::new());
+            match right.got.try_recv() {
+                Ok(_) => break,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    };
+    timeout(PATIENCE, met).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_with_another_key_is_not_talked_to() {
+    let (left, right) = (Setup::new(0).start().await, Setup::new(2).start().await);
+    left.transport.configure(
+        "fixture",
+        &members([left.address, right.address, nowhere()]),
+    );
+    let envelope = RawEnvelope::decode(Bytes::new()).unwrap();
+    let refused = left.transport.submit("fixture", 2, 0, &envelope).await;
+    let text = refused.unwrap_err().0;
+    assert!(text.contains("doesn't match"), "{text}");
+}
+
+#[tokio::test]
+async fn garbage_and_silence_on_the_cluster_port_disturb_nobody() {
+    let (left, mut right) = pair(Setup::new(0), Setup::new(1)).await;
+    let mut silent = Vec::new();
+    for index in 0..50u8 {
+        let mut tcp = TcpStream::connect(right.address).await.unwrap();
+        match index % 3 {
+            0 => silent.push(tcp),
+            1 => drop(tcp),
+            _ => {
+                let _ = tcp.write_all(&[index; 2048]).await;
+                let _ = tcp.read(&mut [0; 64]).await;
+            }
+        }
+    }
+    insist(&left, 2, &raft("served")).await;
+    assert!(matches!(right.next().await, Got::Consensus(_, 1, payload, _) if payload == "served"));
+}
