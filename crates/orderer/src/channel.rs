@@ -1,13 +1,39 @@
 //! One channel of the ordering service: from checked envelopes to blocks that all orderers agree on.
 //!
-//! [`ChannelHandle`] is what others hold: it submits, passes on what other orderers send, and answers questions.
+//! The protocol is a value, [`core::Channel`](core): events in, actions out, no clock and no I/O, so that whole
+//! clusters can be run in one thread with the faults of a seed. [`start`] puts it into a task that performs the
+//! actions; [`ChannelHandle`] is what others hold: it submits, passes on what other orderers send, and answers
+//! questions.
+//!
+//! What a message must be to come here is the business of [`crate::checks`]; blocks are finished by
+//! [`crate::assembly`]; how other orderers are reached is behind [`Peers`] and [`Replication`].
+
+pub mod activity;
+mod applying;
+pub mod consenters;
+pub mod core;
+mod metrics;
+mod ordering;
+mod task;
+
+#[cfg(test)]
+mod simulation;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_fabric::config::ChannelConfig;
-use quorate_fabric::envelope::{ChannelId, RawEnvelope};
+use quorate_fabric::envelope::RawEnvelope;
 use tokio::sync::watch;
+
+pub use self::core::{Halt, View};
+pub use self::metrics::ChannelMetrics;
+pub use self::ordering::{MAX_CONFIG_UPDATES, MAX_FORWARDS, MAX_WAITING, NO_LEADER, PATIENCE};
+pub use self::task::{
+    MAX_QUEUED_MESSAGE_BYTES, MAX_QUEUED_MESSAGES, MAX_QUEUED_SUBMISSIONS, Peers, Pending,
+    Replication, Start, start,
+};
 
 use crate::checks::{Kind, Refusal};
 use crate::store::BlockStore;
@@ -25,7 +51,7 @@ pub enum Ack {
 /// A checked message that asks for a place in the chain.
 #[derive(Debug, Clone)]
 pub struct Submission {
-    /// What will stand in the block.
+    /// What will stand in the block. For a configuration update: the `CONFIG` envelope made of it.
     pub envelope: RawEnvelope,
     /// What it is.
     pub kind: Kind,
@@ -47,102 +73,82 @@ pub enum SubmitError {
     Refused(#[from] Refusal),
 }
 
-/// What an orderer has to do with a channel's consensus.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ConsensusRelation {
-    /// It is one of the consenters.
-    Consenter,
-    /// It copies blocks from the consenters.
-    Follower,
-    /// It follows the channel's configuration only.
-    ConfigTracker,
-    /// Not applicable.
-    Other,
-}
-
-/// Whether a channel works here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ChannelStatus {
-    /// It does.
-    Active,
-    /// Its blocks are being fetched.
-    Onboarding,
-    /// This orderer does not serve it.
-    Inactive,
-    /// It stopped for a reason that needs an operator.
-    Failed,
-}
-
-/// What the participation API says about a channel.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChannelInfo {
-    /// Its name.
-    pub name: String,
-    /// Whether it works.
-    pub status: ChannelStatus,
-    /// Our part in it.
-    pub consensus_relation: ConsensusRelation,
-    /// Blocks here.
-    pub height: u64,
-}
-
 /// A channel that this orderer is a consenter of. Cheap to clone.
 #[derive(Clone)]
 pub struct ChannelHandle {
-    id: ChannelId,
-    config: watch::Receiver<Arc<ChannelConfig>>,
-    leader: watch::Receiver<u64>,
-    store: BlockStore,
+    shared: Arc<task::Shared>,
 }
 
 impl ChannelHandle {
     /// The channel's name.
-    pub fn id(&self) -> &ChannelId {
-        &self.id
+    pub fn id(&self) -> &str {
+        &self.shared.name
     }
 
     /// The configuration that is current now.
     pub fn config(&self) -> Arc<ChannelConfig> {
-        self.config.borrow().clone()
+        self.shared.view.borrow().config.clone()
     }
 
-    /// Wakes when the configuration changes.
-    pub fn watch_config(&self) -> watch::Receiver<Arc<ChannelConfig>> {
-        self.config.clone()
+    /// What the checks of a message need: configuration, consenters, who of them is heard of.
+    pub fn view(&self) -> watch::Receiver<View> {
+        self.shared.view.clone()
     }
 
     /// The channel's blocks.
     pub fn store(&self) -> &BlockStore {
-        &self.store
+        &self.shared.store
     }
 
     /// The Raft id of the leader, 0 while there is none.
     pub fn leader(&self) -> watch::Receiver<u64> {
-        self.leader.clone()
+        self.shared.leader.clone()
+    }
+
+    /// Why the channel has stopped, once it has.
+    pub fn halted(&self) -> watch::Receiver<Option<Halt>> {
+        self.shared.halted.clone()
     }
 
     /// Asks for a place in the chain, and waits until the answer that [`Submission::ack`] names. Dropping the future
-    /// does not take the submission back.
+    /// does not take the submission back once it is queued.
     ///
     /// # Errors
     /// [`SubmitError`].
     pub async fn submit(&self, submission: Submission) -> Result<(), SubmitError> {
-        let _ = submission;
-        Err(SubmitError::Unavailable("no Raft leader".to_owned()))
+        self.enqueue(submission).await?.answer().await
+    }
+
+    /// Queues a submission, and gives the answer as something to wait for, so that several can be under way in the
+    /// order in which they were queued. Waits while the channel cannot take more.
+    ///
+    /// # Errors
+    /// The channel has stopped.
+    pub async fn enqueue(&self, submission: Submission) -> Result<Pending, SubmitError> {
+        self.shared.enqueue(submission).await
     }
 
     /// A consensus message of consenter `from`. Never blocks; what does not fit is dropped, as a network might.
     pub fn step(&self, from: u64, payload: Bytes, metadata: Bytes) {
-        let _ = (from, payload, metadata);
+        self.shared.step(from, payload, metadata);
     }
+}
 
-    /// What the participation API says.
-    pub fn info(&self) -> ChannelInfo {
-        ChannelInfo {
-            name: self.id.as_str().to_owned(),
-            status: ChannelStatus::Active,
-            consensus_relation: ConsensusRelation::Consenter,
-            height: self.store.height(),
-        }
+impl std::fmt::Debug for ChannelHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChannelHandle")
+            .field("id", &self.id())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A duration as Go prints it in the log lines that operators know, to the millisecond.
+fn go_duration(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    let (minutes, seconds) = (millis / 60_000, (millis % 60_000) as f64 / 1000.0);
+    match (minutes / 60, minutes % 60) {
+        (0, 0) => format!("{seconds}s"),
+        (0, minutes) => format!("{minutes}m{seconds}s"),
+        (hours, minutes) => format!("{hours}h{minutes}m{seconds}s"),
     }
 }

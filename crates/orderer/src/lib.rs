@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod admin_client;
+pub mod assembly;
 pub mod channel;
 pub mod checks;
 pub mod cluster;

@@ -1,0 +1,1065 @@
+//! From a submission to a proposal: forwarding, batches, blocks in flight, and what happens to all of them when the
+//! leader changes.
+//!
+//! A leader serves only when its log is applied to the end, its predecessor's change of members is finished, and no
+//! more than `MaxInflightBlocks` are proposed and undecided. Otherwise submissions wait in their queue.
+//!
+//! What was taken over is not dropped when the office is lost, as Fabric does. Proposals in flight are decided one
+//! way or the other: a block of that number appears, and it is ours or it is not. If it is not, no later one of ours
+//! can appear any more, so that their messages may be given to the next leader without being ordered twice. A
+//! configuration update may even be given to several leaders: the second attempt no longer fits the configuration.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message as _;
+use quorate_consensus::{GroupState, Membership};
+use quorate_fabric::config::BatchSize;
+use quorate_fabric::envelope::RawEnvelope;
+use tracing::{debug, info, warn};
+
+use super::consenters;
+use super::core::{Action, Channel, ForwardId, LOG, Ticket};
+use super::{Ack, Submission, SubmitError};
+use crate::assembly::Tip;
+use crate::checks::{self, Kind};
+use crate::cutter::Cutter;
+
+/// Transactions on their way to the leader at any moment. More wait in the queue of submissions.
+pub const MAX_FORWARDS: usize = 1024;
+
+/// Forwarded messages whose submitters wait for the block.
+pub const MAX_WAITING: usize = 65_536;
+
+/// Configuration updates that wait for their block.
+pub const MAX_CONFIG_UPDATES: usize = 32;
+
+/// How long a message that was taken over looks for its place in the chain before its submitter is told that its fate
+/// is unknown, and the attempt is given up.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Elections' worth of time for handing over before a leader orders an update that removes it after all.
+const HANDOVER_ELECTIONS: u32 = 3;
+
+/// What Fabric says when there is no leader.
+pub const NO_LEADER: &str = "no Raft leader";
+
+/// What Fabric says of a channel that has stopped.
+pub(super) const STOPPED: &str = "chain is stopped";
+
+const UNKNOWN: &str = "the message was handed over for ordering but no block with it has appeared: its fate is unknown";
+
+/// A normal message that was taken over.
+#[derive(Debug)]
+struct Item {
+    envelope: RawEnvelope,
+    validated_at: u64,
+    ack: Ack,
+    /// Whom to answer; nobody, once answered.
+    ticket: Option<Ticket>,
+    deadline: Duration,
+}
+
+/// A proposed block.
+#[derive(Debug)]
+struct InFlight {
+    number: u64,
+    hash: [u8; 32],
+    items: Vec<Item>,
+}
+
+/// Where a configuration update is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Waits for its turn.
+    Queued,
+    /// Given to the leader; given to it again at this time.
+    Forwarded(Duration),
+    /// It removes this leader, who hands over first.
+    HandingOver,
+    /// Proposed by us.
+    InFlight,
+}
+
+#[derive(Debug)]
+struct ConfigUpdate {
+    key: u64,
+    envelope: RawEnvelope,
+    validated_at: u64,
+    /// What identifies it whichever orderer wraps it.
+    update: Vec<u8>,
+    ticket: Option<Ticket>,
+    deadline: Duration,
+    stage: Stage,
+    /// Handing over was tried for long enough.
+    insist: bool,
+}
+
+#[derive(Debug)]
+struct Handover {
+    update: u64,
+    until: Duration,
+    next_attempt: Duration,
+    tried: Vec<u64>,
+}
+
+#[derive(Debug)]
+struct Leading {
+    term: u64,
+    /// The first entry of our term is applied, and so is everything before.
+    settled: bool,
+    /// Where the next proposal goes; none while we do not serve yet.
+    tip: Option<Tip>,
+    config_in_flight: bool,
+    membership: Option<Membership>,
+    handover: Option<Handover>,
+    /// A proposal was not taken: try again at the next tick.
+    pause: bool,
+}
+
+#[derive(Debug)]
+enum Forwarding {
+    Normal(Item),
+    Config(u64),
+}
+
+/// Submitters of forwarded messages, who wait for a block.
+#[derive(Debug, Default)]
+struct Waiting {
+    tickets: BTreeMap<Ticket, (Duration, Bytes)>,
+    // Looked up, never iterated: the order of a hash map must not decide anything.
+    by_envelope: HashMap<Bytes, VecDeque<Ticket>>,
+}
+
+impl Waiting {
+    fn add(&mut self, ticket: Ticket, envelope: Bytes, deadline: Duration) {
+        self.by_envelope
+            .entry(envelope.clone())
+            .or_default()
+            .push_back(ticket);
+        self.tickets.insert(ticket, (deadline, envelope));
+    }
+
+    fn settle(&mut self, envelope: &Bytes) -> Option<Ticket> {
+        let queue = self.by_envelope.get_mut(envelope)?;
+        let ticket = queue.pop_front()?;
+        if queue.is_empty() {
+            self.by_envelope.remove(envelope);
+        }
+        self.tickets.remove(&ticket);
+        Some(ticket)
+    }
+
+    fn remove(&mut self, ticket: Ticket) {
+        if let Some((_, envelope)) = self.tickets.remove(&ticket)
+            && let Some(queue) = self.by_envelope.get_mut(&envelope)
+        {
+            queue.retain(|waiting| *waiting != ticket);
+            if queue.is_empty() {
+                self.by_envelope.remove(&envelope);
+            }
+        }
+    }
+
+    /// Those whose time is up. Tickets are handed out in order, so that the oldest come first.
+    fn expired(&mut self, now: Duration) -> Vec<Ticket> {
+        let expired: Vec<Ticket> = self
+            .tickets
+            .iter()
+            .take_while(|(_, (deadline, _))| *deadline <= now)
+            .map(|(ticket, _)| *ticket)
+            .collect();
+        for ticket in &expired {
+            self.remove(*ticket);
+        }
+        expired
+    }
+}
+
+/// The ordering side of a channel's state.
+#[derive(Debug)]
+pub(super) struct Ordering {
+    cutter: Cutter<Item>,
+    pub(super) batch_deadline: Option<Duration>,
+    /// When the first message of the waiting batch came.
+    batch_since: Option<Duration>,
+    /// How long batches took to fill, until somebody asks.
+    fill_durations: Vec<Duration>,
+    /// The batch's time is up but no more blocks may be in flight.
+    batch_due: bool,
+    leading: Option<Leading>,
+    in_flight: VecDeque<InFlight>,
+    /// Taken from the queue when the channel had to pause.
+    parked: VecDeque<(Ticket, Submission)>,
+    /// Taken over, and without a place since.
+    orphans: VecDeque<Item>,
+    orphans_wait: bool,
+    updates: Vec<ConfigUpdate>,
+    next_update: u64,
+    forwards: BTreeMap<ForwardId, Forwarding>,
+    next_forward: u64,
+    waiting: Waiting,
+    /// We lead a group that we no longer belong to, for so many ticks.
+    leaving: Option<u32>,
+}
+
+impl Ordering {
+    pub(super) fn new(limits: BatchSize) -> Self {
+        Self {
+            cutter: Cutter::new(limits),
+            batch_deadline: None,
+            batch_since: None,
+            fill_durations: Vec::new(),
+            batch_due: false,
+            leading: None,
+            in_flight: VecDeque::new(),
+            parked: VecDeque::new(),
+            orphans: VecDeque::new(),
+            orphans_wait: false,
+            updates: Vec::new(),
+            next_update: 0,
+            forwards: BTreeMap::new(),
+            next_forward: 0,
+            waiting: Waiting::default(),
+            leaving: None,
+        }
+    }
+
+    pub(super) fn set_limits(&mut self, limits: BatchSize) {
+        self.cutter.set_limits(limits);
+    }
+}
+
+impl Channel {
+    /// Whether submissions may be offered now. While not, they wait in their queue, and their clients with them.
+    pub fn accepts_submissions(&self) -> bool {
+        let ordering = &self.ordering;
+        if self.halted {
+            // To be refused.
+            return true;
+        }
+        ordering.parked.is_empty()
+            && ordering.forwards.len() < MAX_FORWARDS
+            && ordering.waiting.tickets.len() < MAX_WAITING
+            && (ordering.leading.is_none() || self.is_open())
+    }
+
+    /// How long the batches that were cut since the last call took to fill.
+    pub fn fill_durations(&mut self) -> Vec<Duration> {
+        std::mem::take(&mut self.ordering.fill_durations)
+    }
+
+    /// Whether we lead and another message may be ordered now.
+    fn is_open(&self) -> bool {
+        let limit = usize::try_from(self.options.max_inflight_blocks).unwrap_or(usize::MAX);
+        self.ordering.in_flight.len() < limit
+            && self.ordering.leading.as_ref().is_some_and(|leading| {
+                leading.tip.is_some()
+                    && !leading.config_in_flight
+                    && !leading.pause
+                    && leading.membership.is_none()
+                    && leading.handover.is_none()
+            })
+    }
+
+    pub(super) fn reply(&mut self, ticket: Option<Ticket>, result: Result<(), SubmitError>) {
+        if let Some(ticket) = ticket {
+            self.out.push(Action::Reply(ticket, result));
+        }
+    }
+
+    fn unavailable(&mut self, ticket: Option<Ticket>, reason: &str) {
+        self.reply(ticket, Err(SubmitError::Unavailable(reason.to_owned())));
+    }
+
+    /// Takes a submission, parks it, or refuses it.
+    pub(super) fn submit(&mut self, ticket: Ticket, submission: Submission) {
+        if self.role.leader == 0 {
+            self.unavailable(Some(ticket), NO_LEADER);
+            return;
+        }
+        if submission.kind == Kind::Config {
+            self.gauges.config_proposals_received += 1;
+            self.take_update(ticket, submission);
+            return;
+        }
+        let leads = self.role.state == GroupState::Leader;
+        let full = self.ordering.forwards.len() >= MAX_FORWARDS;
+        if !self.ordering.parked.is_empty() || (leads && !self.is_open()) || (!leads && full) {
+            self.ordering.parked.push_back((ticket, submission));
+            return;
+        }
+        self.take_normal(ticket, submission);
+    }
+
+    fn take_normal(&mut self, ticket: Ticket, submission: Submission) {
+        self.gauges.normal_proposals_received += 1;
+        let item = Item {
+            envelope: submission.envelope,
+            validated_at: submission.validated_at,
+            ack: submission.ack,
+            ticket: Some(ticket),
+            deadline: self.now.monotonic + PATIENCE,
+        };
+        if self.ordering.leading.is_some() {
+            self.order(item);
+        } else {
+            self.forward(item);
+        }
+    }
+
+    fn take_update(&mut self, ticket: Ticket, submission: Submission) {
+        if self.ordering.updates.len() >= MAX_CONFIG_UPDATES {
+            self.unavailable(
+                Some(ticket),
+                "too many configuration updates are waiting, try again when some are committed",
+            );
+            return;
+        }
+        let update = match checks::config_envelope(&submission.envelope) {
+            Ok(config) => consenters::last_update(&config).0,
+            Err(refusal) => return self.reply(Some(ticket), Err(refusal.into())),
+        };
+        self.ordering.next_update += 1;
+        self.ordering.updates.push(ConfigUpdate {
+            key: self.ordering.next_update,
+            envelope: submission.envelope,
+            validated_at: submission.validated_at,
+            update,
+            ticket: Some(ticket),
+            deadline: self.now.monotonic + PATIENCE,
+            stage: Stage::Queued,
+            insist: false,
+        });
+    }
+
+    /// Whatever can go on now does so: called before the Raft group is asked what it is ready for.
+    pub(super) fn order_what_waits(&mut self) {
+        if self.ordering.leading.is_some() {
+            self.begin_to_serve();
+            if self.ordering.batch_due && self.is_open() {
+                self.cut();
+            }
+            while self.is_open() {
+                let Some(item) = self.ordering.orphans.pop_front() else {
+                    break;
+                };
+                self.order(item);
+            }
+            self.order_updates();
+            while self.is_open() {
+                let Some((ticket, submission)) = self.ordering.parked.pop_front() else {
+                    break;
+                };
+                self.take_normal(ticket, submission);
+            }
+            return;
+        }
+        if self.role.leader == 0 {
+            while let Some((ticket, _)) = self.ordering.parked.pop_front() {
+                self.unavailable(Some(ticket), NO_LEADER);
+            }
+            return;
+        }
+        while !self.ordering.orphans_wait && self.ordering.forwards.len() < MAX_FORWARDS {
+            let Some(item) = self.ordering.orphans.pop_front() else {
+                break;
+            };
+            self.forward(item);
+        }
+        self.forward_updates();
+        while self.ordering.forwards.len() < MAX_FORWARDS {
+            let Some((ticket, submission)) = self.ordering.parked.pop_front() else {
+                break;
+            };
+            self.take_normal(ticket, submission);
+        }
+    }
+
+    // ---- leading ------------------------------------------------------------------------------------------------
+
+    pub(super) fn start_leading(&mut self) {
+        self.ordering.leading = Some(Leading {
+            term: self.group.status().term,
+            settled: false,
+            tip: None,
+            config_in_flight: false,
+            membership: None,
+            handover: None,
+            pause: false,
+        });
+    }
+
+    pub(super) fn stop_leading(&mut self) {
+        self.ordering.leading = None;
+        self.ordering.batch_deadline = None;
+        self.ordering.batch_due = false;
+        let waiting = self.ordering.cutter.cut();
+        self.ordering.orphans.extend(waiting);
+        for update in &mut self.ordering.updates {
+            update.stage = Stage::Queued;
+        }
+        if self.ordering.leaving.is_some() {
+            self.halt(super::core::Halt::Removed);
+        }
+    }
+
+    pub(super) fn leader_changed(&mut self) {
+        self.ordering.orphans_wait = false;
+        for update in &mut self.ordering.updates {
+            if matches!(update.stage, Stage::Forwarded(_)) {
+                update.stage = Stage::Queued;
+            }
+        }
+    }
+
+    /// An entry was applied: if it is of our own term, so is everything that our predecessors left.
+    pub(super) fn entry_applied(&mut self, term: u64) {
+        if let Some(leading) = &mut self.ordering.leading
+            && leading.term == term
+        {
+            leading.settled = true;
+        }
+    }
+
+    fn begin_to_serve(&mut self) {
+        let Some(leading) = &mut self.ordering.leading else {
+            return;
+        };
+        if !leading.settled
+            || leading.tip.is_some()
+            || leading.pause
+            || leading.membership.is_some()
+            || self.catch_up.is_some()
+        {
+            return;
+        }
+        // A predecessor may have left between a configuration block and the change of members that it asks for.
+        let members: Vec<u64> = self
+            .group
+            .status()
+            .members
+            .iter()
+            .map(|member| member.id)
+            .collect();
+        let wanted = self.consenters.ids();
+        let unfinished = wanted
+            .iter()
+            .find(|id| !members.contains(id))
+            .map(|id| Membership::Add(*id))
+            .or_else(|| {
+                members
+                    .iter()
+                    .find(|id| !wanted.contains(id))
+                    .map(|id| Membership::Remove(*id))
+            });
+        if let Some(change) = unfinished {
+            self.change_members(change);
+            return;
+        }
+        // Our own proposals of an earlier term that are not applied by now never will be.
+        let lost: Vec<Item> = self
+            .ordering
+            .in_flight
+            .drain(..)
+            .flat_map(|block| block.items)
+            .collect();
+        for item in lost.into_iter().rev() {
+            self.ordering.orphans.push_front(item);
+        }
+        for update in &mut self.ordering.updates {
+            if update.stage == Stage::InFlight {
+                update.stage = Stage::Queued;
+            }
+        }
+        if let Some(leading) = &mut self.ordering.leading {
+            leading.config_in_flight = false;
+            leading.tip = Some(self.tip);
+        }
+        info!(target: LOG, channel = %self.name, node = self.raft_id,
+            "Start accepting requests as Raft leader at block [{}]", self.tip.number);
+    }
+
+    /// Proposes a change of members, and again until it is applied.
+    pub(super) fn change_members(&mut self, change: Membership) {
+        let Some(leading) = &mut self.ordering.leading else {
+            return;
+        };
+        leading.membership = Some(change);
+        if let Err(error) = self.group.propose_membership(change, Bytes::new()) {
+            debug!(target: LOG, channel = %self.name, node = self.raft_id,
+                "The change of members is proposed again later: {error}");
+        }
+    }
+
+    /// A change of members was applied.
+    pub(super) fn members_changed(&mut self, change: Membership) {
+        if let Some(leading) = &mut self.ordering.leading
+            && leading.membership == Some(change)
+        {
+            leading.membership = None;
+        }
+        if change != Membership::Remove(self.raft_id) {
+            return;
+        }
+        info!(target: LOG, channel = %self.name, node = self.raft_id,
+            "This node is being removed from replica set");
+        if self.ordering.leading.is_none() {
+            self.halt(super::core::Halt::Removed);
+            return;
+        }
+        // The others need not know yet that the change is decided; without us they might never get a majority of
+        // the former members. So we stay until another leads, or until they have had time to hear of it.
+        info!(target: LOG, channel = %self.name, node = self.raft_id,
+            "Current leader is being removed from channel, attempt leadership transfer");
+        self.ordering.leaving = Some(self.options.election_tick.saturating_mul(2));
+        if let Some(successor) = self.successor(&[]) {
+            self.group.transfer_leader(successor);
+        }
+    }
+
+    /// Orders a normal message; we lead and are open.
+    fn order(&mut self, mut item: Item) {
+        let sequence = self.config.sequence();
+        if item.validated_at < sequence {
+            warn!(target: LOG, channel = %self.name, node = self.raft_id,
+                "Normal message was validated against {}, although current config seq has advanced ({sequence})",
+                item.validated_at);
+            if let Err(refusal) =
+                checks::normal(&self.config, &item.envelope, &self.rules, self.now.wall)
+            {
+                warn!(target: LOG, channel = %self.name, node = self.raft_id,
+                    "Failed to order message: bad normal message: {refusal}");
+                self.gauges.proposal_failures += 1;
+                self.reply(item.ticket, Err(refusal.into()));
+                return;
+            }
+            item.validated_at = sequence;
+        }
+        if item.ack == Ack::Enqueued {
+            let ticket = item.ticket.take();
+            self.reply(ticket, Ok(()));
+        }
+        let size = item.envelope.size();
+        let mut batches = Vec::new();
+        let waits = self
+            .ordering
+            .cutter
+            .ordered(item, size, |batch| batches.push(batch));
+        let now = self.now.monotonic;
+        for batch in batches {
+            let since = self.ordering.batch_since.take().unwrap_or(now);
+            self.ordering.fill_durations.push(now.saturating_sub(since));
+            self.ordering.batch_deadline = None;
+            self.propose_batch(batch);
+        }
+        if waits && self.ordering.batch_deadline.is_none() {
+            self.ordering.batch_since = Some(now);
+            self.ordering.batch_deadline = Some(now + self.config.batch_timeout());
+        }
+    }
+
+    pub(super) fn batch_timeout(&mut self) {
+        self.ordering.batch_deadline = None;
+        if self.is_open() {
+            self.cut();
+        } else {
+            self.ordering.batch_due = true;
+        }
+    }
+
+    fn cut(&mut self) {
+        self.ordering.batch_deadline = None;
+        self.ordering.batch_due = false;
+        let batch = self.ordering.cutter.cut();
+        if !batch.is_empty() {
+            let now = self.now.monotonic;
+            let since = self.ordering.batch_since.take().unwrap_or(now);
+            self.ordering.fill_durations.push(now.saturating_sub(since));
+            self.propose_batch(batch);
+        }
+    }
+
+    fn propose_batch(&mut self, items: Vec<Item>) {
+        let envelopes = items
+            .iter()
+            .map(|item| item.envelope.encoded().clone())
+            .collect();
+        if let Some(items) = self.propose(envelopes, items) {
+            self.ordering.orphans.extend(items);
+        }
+    }
+
+    /// Proposes the next block. Gives the items back if Raft does not take it; then we do not serve until the next
+    /// tick, and begin again at the end of what is decided.
+    fn propose(&mut self, envelopes: Vec<Bytes>, items: Vec<Item>) -> Option<Vec<Item>> {
+        let Some(Leading { tip: Some(tip), .. }) = &mut self.ordering.leading else {
+            return Some(items);
+        };
+        let block = tip.propose(envelopes);
+        let (number, hash) = (tip.number, tip.hash);
+        info!(target: LOG, channel = %self.name, node = self.raft_id,
+            "Created block [{number}], there are {} blocks in flight", self.ordering.in_flight.len());
+        match self.group.propose(Bytes::from(block.encode_to_vec())) {
+            Ok(()) => {
+                self.ordering.in_flight.push_back(InFlight {
+                    number,
+                    hash,
+                    items,
+                });
+                None
+            }
+            Err(error) => {
+                warn!(target: LOG, channel = %self.name, node = self.raft_id,
+                    "Failed to propose block [{number}] to raft, and will try again: {error}");
+                if let Some(leading) = &mut self.ordering.leading {
+                    leading.tip = None;
+                    leading.pause = true;
+                }
+                Some(items)
+            }
+        }
+    }
+
+    // ---- configuration updates ----------------------------------------------------------------------------------
+
+    /// Checks an update again if the configuration has moved on. `false`: it is refused, and gone.
+    fn renew(&mut self, at: usize) -> bool {
+        let sequence = self.config.sequence();
+        let Some(update) = self.ordering.updates.get_mut(at) else {
+            return false;
+        };
+        if update.validated_at >= sequence {
+            return true;
+        }
+        warn!(target: LOG, channel = %self.name, node = self.raft_id,
+            "Config message was validated against {}, although current config seq has advanced ({sequence})",
+            update.validated_at);
+        let context = checks::UpdateContext {
+            config: &self.config,
+            consenters: self.consenters.ids(),
+            active: self.activity.active(),
+            signer: self.signer.as_ref(),
+            entropy: &self.entropy,
+        };
+        match checks::config_again(&context, &update.envelope, &self.rules, self.now.wall) {
+            Ok(envelope) => {
+                update.envelope = envelope;
+                update.validated_at = sequence;
+                true
+            }
+            Err(refusal) => {
+                warn!(target: LOG, channel = %self.name, node = self.raft_id,
+                    "Failed to order message: bad config message: {refusal}");
+                self.gauges.proposal_failures += 1;
+                let update = self.ordering.updates.remove(at);
+                self.reply(update.ticket, Err(refusal.into()));
+                false
+            }
+        }
+    }
+
+    fn queued_update(&self) -> Option<usize> {
+        self.ordering
+            .updates
+            .iter()
+            .position(|update| update.stage == Stage::Queued)
+    }
+
+    fn order_updates(&mut self) {
+        while self.is_open() {
+            let Some(at) = self.queued_update() else {
+                return;
+            };
+            if !self.renew(at) {
+                continue;
+            }
+            if self.hands_over(at) {
+                return;
+            }
+            self.cut();
+            if !self.is_open() {
+                // The batch before it filled the pipe.
+                return;
+            }
+            let Some(update) = self.ordering.updates.get(at) else {
+                return;
+            };
+            let envelope = update.envelope.encoded().clone();
+            if self.propose(vec![envelope], Vec::new()).is_some() {
+                return;
+            }
+            if let Some(update) = self.ordering.updates.get_mut(at) {
+                update.stage = Stage::InFlight;
+            }
+            if let Some(leading) = &mut self.ordering.leading {
+                leading.config_in_flight = true;
+            }
+            debug!(target: LOG, channel = %self.name, node = self.raft_id,
+                "Received config transaction, pause accepting transaction till it is committed");
+        }
+    }
+
+    /// Whether the update takes the office, or the certificate, from us, so that another should order it.
+    fn hands_over(&mut self, at: usize) -> bool {
+        let Some(update) = self.ordering.updates.get(at) else {
+            return false;
+        };
+        if update.insist {
+            return false;
+        }
+        let Ok(config) = checks::config_envelope(&update.envelope) else {
+            return false;
+        };
+        let Some(change) = checks::consensus_metadata(&config)
+            .and_then(|metadata| self.consenters.change(&metadata).ok())
+        else {
+            return false;
+        };
+        let rotated = change.rotated == Some(self.raft_id);
+        let removed = change.membership == Some(Membership::Remove(self.raft_id));
+        if !rotated && !removed {
+            return false;
+        }
+        let key = update.key;
+        let Some(successor) = self.successor(&[]) else {
+            return false;
+        };
+        if rotated {
+            info!(target: LOG, channel = %self.name, node = self.raft_id,
+                "Detected certificate rotation of our node");
+        } else {
+            info!(target: LOG, channel = %self.name, node = self.raft_id,
+                "Detected eviction of ourselves from the configuration");
+        }
+        // What came before it is proposed before we go.
+        self.cut();
+        let now = self.now.monotonic;
+        let election = self.election_timeout();
+        if let Some(update) = self.ordering.updates.get_mut(at) {
+            update.stage = Stage::HandingOver;
+        }
+        if let Some(leading) = &mut self.ordering.leading {
+            leading.handover = Some(Handover {
+                update: key,
+                until: now + election * HANDOVER_ELECTIONS,
+                next_attempt: now + election,
+                tried: vec![successor],
+            });
+        }
+        info!(target: LOG, channel = %self.name, node = self.raft_id,
+            "Transferring leadership to {successor}");
+        self.group.transfer_leader(successor);
+        true
+    }
+
+    fn election_timeout(&self) -> Duration {
+        self.options.tick_interval * self.options.election_tick
+    }
+
+    /// Who should lead after us: heard of, and furthest ahead.
+    fn successor(&self, tried: &[u64]) -> Option<u64> {
+        let status = self.group.status();
+        status
+            .members
+            .iter()
+            .filter(|member| member.id != self.raft_id && !tried.contains(&member.id))
+            .max_by_key(|member| {
+                (
+                    member.recent_active || self.activity.active().contains(&member.id),
+                    member.matched,
+                    std::cmp::Reverse(member.id),
+                )
+            })
+            .map(|member| member.id)
+    }
+
+    fn forward_updates(&mut self) {
+        while self.ordering.forwards.len() < MAX_FORWARDS {
+            let Some(at) = self.queued_update() else {
+                return;
+            };
+            if !self.renew(at) {
+                continue;
+            }
+            let again = self.now.monotonic + self.election_timeout();
+            let to = self.role.leader;
+            let Some(update) = self.ordering.updates.get_mut(at) else {
+                return;
+            };
+            update.stage = Stage::Forwarded(again);
+            let (key, validated_at) = (update.key, update.validated_at);
+            let envelope = update.envelope.encoded().clone();
+            let id = self.next_forward(Forwarding::Config(key));
+            self.out.push(Action::Forward {
+                id,
+                to,
+                validated_at,
+                envelope,
+            });
+        }
+    }
+
+    // ---- following ----------------------------------------------------------------------------------------------
+
+    fn next_forward(&mut self, forwarding: Forwarding) -> ForwardId {
+        self.ordering.next_forward += 1;
+        let id = ForwardId(self.ordering.next_forward);
+        self.ordering.forwards.insert(id, forwarding);
+        id
+    }
+
+    fn forward(&mut self, item: Item) {
+        if item.ack == Ack::Committed
+            && let Some(ticket) = item.ticket
+        {
+            // Before it leaves: its block may be here before we know that it has arrived there.
+            self.ordering
+                .waiting
+                .add(ticket, item.envelope.encoded().clone(), item.deadline);
+        }
+        debug!(target: LOG, channel = %self.name, node = self.raft_id,
+            "Forwarding transaction to the leader {}", self.role.leader);
+        let (to, validated_at) = (self.role.leader, item.validated_at);
+        let envelope = item.envelope.encoded().clone();
+        let id = self.next_forward(Forwarding::Normal(item));
+        self.out.push(Action::Forward {
+            id,
+            to,
+            validated_at,
+            envelope,
+        });
+    }
+
+    pub(super) fn forwarded(&mut self, id: ForwardId, result: Result<(), String>) {
+        let Some(forwarding) = self.ordering.forwards.remove(&id) else {
+            return;
+        };
+        match (forwarding, result) {
+            // An update is answered by its block, and given to a leader again if none appears.
+            (Forwarding::Config(_), Ok(())) => {}
+            (Forwarding::Config(key), Err(reason)) => {
+                debug!(target: LOG, channel = %self.name, node = self.raft_id,
+                    "The configuration update is forwarded again later: {reason}");
+                let soon = self.now.monotonic;
+                for update in &mut self.ordering.updates {
+                    if update.key == key && matches!(update.stage, Stage::Forwarded(_)) {
+                        update.stage = Stage::Forwarded(soon);
+                    }
+                }
+            }
+            (Forwarding::Normal(item), Ok(())) => {
+                if item.ack == Ack::Enqueued {
+                    self.reply(item.ticket, Ok(()));
+                }
+            }
+            (Forwarding::Normal(item), Err(reason)) => match item.ticket {
+                Some(ticket) => {
+                    self.ordering.waiting.remove(ticket);
+                    self.unavailable(Some(ticket), &reason);
+                }
+                None => {
+                    // Acknowledged already, in another office. Not at once again, or a dead leader would keep us busy.
+                    self.ordering.orphans.push_back(item);
+                    self.ordering.orphans_wait = true;
+                }
+            },
+        }
+    }
+
+    // ---- what has been decided ----------------------------------------------------------------------------------
+
+    /// A block is in the chain: those who waited for its messages hear of it.
+    pub(super) fn settle(&mut self, number: u64, hash: &[u8; 32], envelopes: &[Bytes]) {
+        let ours = self
+            .ordering
+            .in_flight
+            .front()
+            .is_some_and(|block| block.number <= number);
+        if ours && let Some(block) = self.ordering.in_flight.pop_front() {
+            if block.number == number && block.hash == *hash {
+                for item in block.items {
+                    self.reply(item.ticket, Ok(()));
+                }
+                return;
+            }
+            let lost = std::mem::take(&mut self.ordering.in_flight);
+            self.ordering.orphans.extend(block.items);
+            self.ordering
+                .orphans
+                .extend(lost.into_iter().flat_map(|block| block.items));
+        }
+        if self.ordering.waiting.tickets.is_empty() {
+            return;
+        }
+        for envelope in envelopes {
+            if let Some(ticket) = self.ordering.waiting.settle(envelope) {
+                self.reply(Some(ticket), Ok(()));
+            }
+        }
+    }
+
+    /// A configuration block with this update is in the chain.
+    pub(super) fn settle_update(&mut self, update: &[u8]) {
+        if let Some(leading) = &mut self.ordering.leading {
+            leading.config_in_flight = false;
+        }
+        let mut settled = Vec::new();
+        self.ordering.updates.retain(|pending| {
+            let done = pending.update == update;
+            if done {
+                settled.push(pending.ticket);
+            }
+            !done
+        });
+        for ticket in settled {
+            self.reply(ticket, Ok(()));
+        }
+    }
+
+    // ---- time ---------------------------------------------------------------------------------------------------
+
+    pub(super) fn ordering_tick(&mut self) {
+        let now = self.now.monotonic;
+        if let Some(left) = self.ordering.leaving {
+            if left == 0 {
+                self.halt(super::core::Halt::Removed);
+                return;
+            }
+            self.ordering.leaving = Some(left - 1);
+        }
+        self.ordering.orphans_wait = false;
+        if let Some(leading) = &mut self.ordering.leading {
+            leading.pause = false;
+            if let Some(change) = leading.membership {
+                self.change_members(change);
+            }
+        }
+        self.handover_tick();
+        for update in &mut self.ordering.updates {
+            if let Stage::Forwarded(again) = update.stage
+                && again <= now
+            {
+                update.stage = Stage::Queued;
+            }
+        }
+        self.give_up(now);
+    }
+
+    fn handover_tick(&mut self) {
+        let now = self.now.monotonic;
+        let Some(handover) = self
+            .ordering
+            .leading
+            .as_ref()
+            .and_then(|leading| leading.handover.as_ref())
+        else {
+            return;
+        };
+        let key = handover.update;
+        if now >= handover.until {
+            warn!(target: LOG, channel = %self.name, node = self.raft_id,
+                "Nobody took over the leadership: the update that removes this leader is ordered here");
+            if let Some(leading) = &mut self.ordering.leading {
+                leading.handover = None;
+            }
+            if let Some(update) = self
+                .ordering
+                .updates
+                .iter_mut()
+                .find(|update| update.key == key)
+            {
+                update.insist = true;
+                update.stage = Stage::Queued;
+            }
+            return;
+        }
+        if now < handover.next_attempt {
+            return;
+        }
+        let successor = self
+            .successor(&handover.tried)
+            .or_else(|| self.successor(&[]));
+        let next_attempt = now + self.election_timeout();
+        if let Some(leading) = &mut self.ordering.leading
+            && let Some(handover) = &mut leading.handover
+        {
+            handover.next_attempt = next_attempt;
+            handover.tried.extend(successor);
+        }
+        if let Some(successor) = successor {
+            self.group.transfer_leader(successor);
+        }
+    }
+
+    /// Tells those who have waited too long that the fate of their message is unknown.
+    fn give_up(&mut self, now: Duration) {
+        for ticket in self.ordering.waiting.expired(now) {
+            self.unavailable(Some(ticket), UNKNOWN);
+        }
+        let mut late = Vec::new();
+        self.ordering.updates.retain(|update| {
+            let expired = update.deadline <= now && update.stage != Stage::InFlight;
+            if expired {
+                late.push(update.ticket);
+            }
+            !expired
+        });
+        while self
+            .ordering
+            .orphans
+            .front()
+            .is_some_and(|item| item.deadline <= now)
+        {
+            if let Some(item) = self.ordering.orphans.pop_front() {
+                warn!(target: LOG, channel = %self.name, node = self.raft_id,
+                    "A message found no leader within {} s and is dropped", PATIENCE.as_secs());
+                late.push(item.ticket);
+            }
+        }
+        for ticket in late {
+            self.unavailable(ticket, UNKNOWN);
+        }
+        if let Some(leading) = &mut self.ordering.leading
+            && let Some(handover) = &leading.handover
+            && !self
+                .ordering
+                .updates
+                .iter()
+                .any(|update| update.key == handover.update)
+        {
+            leading.handover = None;
+        }
+    }
+
+    /// Nobody will be answered any more: answer now.
+    pub(super) fn fail_everything(&mut self) {
+        let ordering = &mut self.ordering;
+        let mut tickets: Vec<Option<Ticket>> = Vec::new();
+        tickets.extend(ordering.parked.drain(..).map(|(ticket, _)| Some(ticket)));
+        tickets.extend(ordering.updates.drain(..).map(|update| update.ticket));
+        tickets.extend(ordering.cutter.cut().into_iter().map(|item| item.ticket));
+        tickets.extend(ordering.orphans.drain(..).map(|item| item.ticket));
+        for block in ordering.in_flight.drain(..) {
+            tickets.extend(block.items.into_iter().map(|item| item.ticket));
+        }
+        for forwarding in std::mem::take(&mut ordering.forwards).into_values() {
+            if let Forwarding::Normal(item) = forwarding
+                && item.ack == Ack::Enqueued
+            {
+                tickets.push(item.ticket);
+            }
+        }
+        tickets.extend(
+            std::mem::take(&mut ordering.waiting)
+                .tickets
+                .into_keys()
+                .map(Some),
+        );
+        ordering.batch_deadline = None;
+        for ticket in tickets {
+            self.unavailable(ticket, STOPPED);
+        }
+    }
+}

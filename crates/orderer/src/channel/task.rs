@@ -1,0 +1,469 @@
+//! The thin shell around the protocol: a task that waits for one of a closed set of events, hands it over, and
+//! performs the actions in order.
+//!
+//! It owns the queues. Submissions wait in theirs while the channel cannot take more, and their clients with them;
+//! consensus messages that do not fit are lost, for Raft repeats what matters. Answers to the channel's own actions
+//! come in a queue that is as long as there are actions under way.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use quorate_consensus::snapshots::SnapshotFiles;
+use quorate_consensus::{GroupId, Log};
+use quorate_identity::UnixTime;
+use quorate_runtime::{Clock, Tasks};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, info, warn};
+
+use super::core::{
+    Action, Channel, Event, ForwardId, Gauges, Halt, LOG, Now, Setup, SetupError, Ticket, View,
+};
+use super::metrics::ChannelMetrics;
+use super::ordering::STOPPED;
+use super::{ChannelHandle, Submission, SubmitError};
+use crate::cluster::Member;
+use crate::store::{BlockStore, StoredBlock};
+
+/// Submissions that wait for the channel.
+pub const MAX_QUEUED_SUBMISSIONS: usize = 1024;
+
+/// Submissions taken from the queue at once. They have to fit into the channel should it pause after the first.
+const MAX_SUBMISSIONS_AT_ONCE: usize = 256;
+
+/// Consensus messages that wait for the channel.
+pub const MAX_QUEUED_MESSAGES: usize = 1024;
+
+/// Bytes of consensus messages that wait for the channel. One message may be longer than this and is taken if it is
+/// alone.
+pub const MAX_QUEUED_MESSAGE_BYTES: usize = 64 << 20;
+
+/// Consensus messages taken from the queue at once.
+const MAX_MESSAGES_AT_ONCE: usize = 64;
+
+/// The other consenters of one channel.
+pub trait Peers: Send + Sync + 'static {
+    /// Replaces who they are; this orderer is among them.
+    fn connect(&self, members: Vec<Member>);
+
+    /// Sends a consensus message, or loses it. Never blocks.
+    fn send(&self, to: u64, payload: Bytes, metadata: Bytes);
+
+    /// Forwards a transaction; resolves when it was given to the connection.
+    fn forward(
+        &self,
+        to: u64,
+        validated_at: u64,
+        envelope: Bytes,
+    ) -> BoxFuture<'static, Result<(), String>>;
+}
+
+/// Blocks and configuration as the other orderers of a channel have them.
+pub trait Replication: Send + Sync + 'static {
+    /// Blocks from `first` on, verified and in order: at least one, none above `last`. Tries until it has some.
+    fn fetch(&self, first: u64, last: u64) -> BoxFuture<'static, Vec<StoredBlock>>;
+
+    /// Asks the others for the newest configuration block, beyond `height` blocks of ours. `Some(number)` when it
+    /// does not name us; `None` when it does, or when nobody who knows more than we do could be asked.
+    fn evicted(&self, height: u64) -> BoxFuture<'static, Option<u64>>;
+}
+
+/// With what a channel is started.
+pub struct Start {
+    /// The protocol's part.
+    pub setup: Setup,
+    /// The channel's blocks.
+    pub store: BlockStore,
+    /// The log that all channels share.
+    pub log: Log,
+    /// The group's name in that log.
+    pub group: GroupId,
+    /// Where snapshots are kept as files.
+    pub snapshots: SnapshotFiles,
+    /// The other consenters.
+    pub peers: Arc<dyn Peers>,
+    /// Blocks from elsewhere.
+    pub replication: Arc<dyn Replication>,
+    /// The time.
+    pub clock: Clock,
+    /// What operators see.
+    pub metrics: ChannelMetrics,
+}
+
+/// What a handle shares with its task.
+pub(super) struct Shared {
+    pub(super) name: String,
+    pub(super) view: watch::Receiver<View>,
+    pub(super) leader: watch::Receiver<u64>,
+    pub(super) halted: watch::Receiver<Option<Halt>>,
+    pub(super) store: BlockStore,
+    submissions: mpsc::Sender<(Submission, oneshot::Sender<Answer>)>,
+    messages: mpsc::Sender<(u64, Bytes, Bytes)>,
+    message_bytes: Arc<AtomicUsize>,
+}
+
+type Answer = Result<(), SubmitError>;
+
+/// The answer to a submission, still to come.
+#[derive(Debug)]
+#[must_use = "the answer is worth waiting for"]
+pub struct Pending(oneshot::Receiver<Answer>);
+
+impl Pending {
+    /// Waits for the answer.
+    ///
+    /// # Errors
+    /// [`SubmitError`].
+    pub async fn answer(self) -> Result<(), SubmitError> {
+        self.0
+            .await
+            .unwrap_or_else(|_| Err(SubmitError::Unavailable(STOPPED.to_owned())))
+    }
+}
+
+impl Shared {
+    pub(super) async fn enqueue(&self, submission: Submission) -> Result<Pending, SubmitError> {
+        let (answer, pending) = oneshot::channel();
+        self.submissions
+            .send((submission, answer))
+            .await
+            .map_err(|_| SubmitError::Unavailable(STOPPED.to_owned()))?;
+        Ok(Pending(pending))
+    }
+
+    pub(super) fn step(&self, from: u64, payload: Bytes, metadata: Bytes) {
+        let bytes = payload.len();
+        let waiting = self.message_bytes.load(Ordering::Relaxed);
+        if waiting > 0 && waiting + bytes > MAX_QUEUED_MESSAGE_BYTES {
+            return;
+        }
+        self.message_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if self.messages.try_send((from, payload, metadata)).is_err() {
+            self.message_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What answers to our own actions bring.
+enum Done {
+    Written(u64),
+    LogFailed(String),
+}
+
+/// Starts a channel. Its task ends when the channel halts ([`ChannelHandle::halted`] says why) or when `tasks` is
+/// asked to stop; cutting it off loses nothing that was acknowledged in committed mode.
+///
+/// # Errors
+/// [`SetupError`].
+pub fn start(start: Start, tasks: &Tasks) -> Result<ChannelHandle, SetupError> {
+    let view = View {
+        config: start.setup.config.clone(),
+        consenters: Arc::from([]),
+        active: Arc::from([]),
+    };
+    let now = now(&start.clock);
+    let core = Channel::new(start.setup, now)?;
+    let name = view.config.channel_id().to_owned();
+    let (view_out, view) = watch::channel(view);
+    let (leader_out, leader) = watch::channel(0);
+    let (halted_out, halted) = watch::channel(None);
+    let (submissions, submissions_in) = mpsc::channel(MAX_QUEUED_SUBMISSIONS);
+    let (messages, messages_in) = mpsc::channel(MAX_QUEUED_MESSAGES);
+    // As long as the writes under way; the Raft group bounds those by the entries in flight.
+    let (done, done_in) = mpsc::unbounded_channel();
+    let message_bytes = Arc::new(AtomicUsize::new(0));
+    let shared = Arc::new(Shared {
+        name: name.clone(),
+        view,
+        leader,
+        halted,
+        store: start.store.clone(),
+        submissions,
+        messages,
+        message_bytes: message_bytes.clone(),
+    });
+    let gauges = Gauges::default();
+    let shell = Shell {
+        name: name.clone(),
+        core,
+        store: start.store,
+        log: start.log,
+        group: start.group,
+        snapshots: Arc::new(start.snapshots),
+        peers: start.peers,
+        replication: start.replication,
+        clock: start.clock,
+        metrics: start.metrics,
+        gauges,
+        view: view_out,
+        leader: leader_out,
+        halted: halted_out,
+        done,
+        tickets: HashMap::new(),
+        next_ticket: 0,
+        forwards: FuturesUnordered::new(),
+        fetching: None,
+        suspecting: None,
+        message_bytes,
+    };
+    let shutdown = tasks.shutdown().clone();
+    tasks.spawn(format!("channel {name}"), async move {
+        shell
+            .run(submissions_in, messages_in, done_in, shutdown)
+            .await;
+        Ok::<(), std::convert::Infallible>(())
+    });
+    Ok(ChannelHandle { shared })
+}
+
+fn now(clock: &Clock) -> Now {
+    Now {
+        monotonic: clock.monotonic(),
+        wall: UnixTime(clock.now_seconds()),
+    }
+}
+
+struct Fetching {
+    last: u64,
+    work: BoxFuture<'static, Vec<StoredBlock>>,
+}
+
+struct Shell {
+    name: String,
+    core: Channel,
+    store: BlockStore,
+    log: Log,
+    group: GroupId,
+    snapshots: Arc<SnapshotFiles>,
+    peers: Arc<dyn Peers>,
+    replication: Arc<dyn Replication>,
+    clock: Clock,
+    metrics: ChannelMetrics,
+    gauges: Gauges,
+    view: watch::Sender<View>,
+    leader: watch::Sender<u64>,
+    halted: watch::Sender<Option<Halt>>,
+    done: mpsc::UnboundedSender<Done>,
+    tickets: HashMap<Ticket, oneshot::Sender<Answer>>,
+    next_ticket: u64,
+    forwards: FuturesUnordered<BoxFuture<'static, (ForwardId, Result<(), String>)>>,
+    fetching: Option<Fetching>,
+    suspecting: Option<BoxFuture<'static, Option<u64>>>,
+    message_bytes: Arc<AtomicUsize>,
+}
+
+impl Shell {
+    async fn run(
+        mut self,
+        mut submissions: mpsc::Receiver<(Submission, oneshot::Sender<Answer>)>,
+        mut messages: mpsc::Receiver<(u64, Bytes, Bytes)>,
+        mut done: mpsc::UnboundedReceiver<Done>,
+        shutdown: quorate_runtime::Shutdown,
+    ) {
+        let mut submitted = Vec::with_capacity(MAX_SUBMISSIONS_AT_ONCE);
+        let mut received = Vec::with_capacity(MAX_MESSAGES_AT_ONCE);
+        loop {
+            // Whatever was decided so far is performed before anything else is waited for.
+            if let Some(halt) = self.perform().await {
+                info!(target: LOG, channel = %self.name, node = self.core.raft_id(),
+                    "Raft node stopped");
+                self.halted.send_replace(Some(halt));
+                break;
+            }
+            let deadline = self.core.deadline();
+            let wait = deadline.saturating_sub(self.clock.monotonic());
+            let fetched = async {
+                match &mut self.fetching {
+                    Some(fetching) => (&mut fetching.work).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let suspected = async {
+                match &mut self.suspecting {
+                    Some(suspecting) => suspecting.await,
+                    None => std::future::pending().await,
+                }
+            };
+            let accepts = self.core.accepts_submissions();
+            tokio::select! {
+                () = shutdown.requested() => break,
+                Some(done) = done.recv() => match done {
+                    Done::Written(number) => self.tell(Event::Written(number)),
+                    Done::LogFailed(reason) => {
+                        error!(target: LOG, channel = %self.name, node = self.core.raft_id(),
+                            "The channel stops: the consensus log failed: {reason}");
+                        self.halted.send_replace(Some(Halt::Failed(reason)));
+                        break;
+                    }
+                },
+                count = messages.recv_many(&mut received, MAX_MESSAGES_AT_ONCE), if !messages.is_closed() || !messages.is_empty() => {
+                    if count > 0 {
+                        for (from, payload, metadata) in received.drain(..) {
+                            self.message_bytes.fetch_sub(payload.len(), Ordering::Relaxed);
+                            self.tell(Event::Message { from, payload, metadata });
+                        }
+                    }
+                }
+                count = submissions.recv_many(&mut submitted, MAX_SUBMISSIONS_AT_ONCE), if accepts && (!submissions.is_closed() || !submissions.is_empty()) => {
+                    if count > 0 {
+                        let mut batch = Vec::with_capacity(count);
+                        for (submission, answer) in submitted.drain(..) {
+                            self.next_ticket += 1;
+                            let ticket = Ticket(self.next_ticket);
+                            self.tickets.insert(ticket, answer);
+                            batch.push((ticket, submission));
+                        }
+                        self.tell(Event::Submit(batch));
+                    }
+                }
+                Some((id, result)) = self.forwards.next(), if !self.forwards.is_empty() => {
+                    self.tell(Event::Forwarded(id, result));
+                }
+                blocks = fetched => {
+                    let last = self.fetching.take().map_or(0, |fetching| fetching.last);
+                    self.tell(Event::Pulled(blocks));
+                    let next = self.core.tip().number + 1;
+                    if next <= last && !self.core.is_halted() {
+                        self.fetch(next, last);
+                    }
+                }
+                evicted = suspected => {
+                    self.suspecting = None;
+                    if let Some(number) = evicted {
+                        self.tell(Event::Evicted(number));
+                    }
+                }
+                () = self.clock.sleep(wait) => {}
+            }
+            self.core.handle_time(now(&self.clock));
+        }
+        self.metrics.forget(&self.name);
+        // Dropping the senders answers those who still wait.
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.core.handle(now(&self.clock), event);
+    }
+
+    fn fetch(&mut self, first: u64, last: u64) {
+        self.fetching = Some(Fetching {
+            last,
+            work: self.replication.fetch(first, last),
+        });
+    }
+
+    /// Performs everything that is to be done now, in order. Answers why the channel has to stop, if it has to.
+    async fn perform(&mut self) -> Option<Halt> {
+        let mut halt = None;
+        for action in self.core.actions() {
+            match action {
+                Action::Append(block) => {
+                    // Writing to the file cache takes far less time than giving the work away would.
+                    if let Err(failure) = self.store.append(&block) {
+                        return Some(self.store_failed(&failure));
+                    }
+                }
+                Action::SyncBlocks => {
+                    let store = self.store.clone();
+                    match quorate_runtime::tasks::blocking("sync of blocks", move || store.sync())
+                        .await
+                    {
+                        Ok(Ok(_)) => {}
+                        Ok(Err(failure)) => return Some(self.store_failed(&failure)),
+                        Err(failure) => return Some(Halt::Failed(failure.to_string())),
+                    }
+                }
+                Action::Persist { number, write } => {
+                    let done = self.done.clone();
+                    let started = self.clock.monotonic();
+                    let clock = self.clock.clone();
+                    let duration = self
+                        .metrics
+                        .data_persist_duration
+                        .with_label_values(&[self.name.as_str()]);
+                    self.log.append(
+                        self.group,
+                        write,
+                        Box::new(move |result| {
+                            duration.observe((clock.monotonic() - started).as_secs_f64());
+                            let told = match (result, number) {
+                                (Ok(()), Some(number)) => Done::Written(number),
+                                (Ok(()), None) => return,
+                                (Err(failure), _) => Done::LogFailed(failure.to_string()),
+                            };
+                            // Nobody listens any more when the channel has stopped.
+                            let _ = done.send(told);
+                        }),
+                    );
+                }
+                Action::SaveSnapshot(snapshot) => {
+                    let files = self.snapshots.clone();
+                    let saved = quorate_runtime::tasks::blocking("snapshot file", move || {
+                        files.save(&snapshot)
+                    })
+                    .await;
+                    // The log has what matters; the file is for operators.
+                    if let Ok(Err(failure)) = saved {
+                        warn!(target: LOG, channel = %self.name, node = self.core.raft_id(),
+                            "A snapshot file could not be written: {failure}");
+                    }
+                }
+                Action::Send {
+                    to,
+                    payload,
+                    metadata,
+                } => self.peers.send(to, payload, metadata),
+                Action::Forward {
+                    id,
+                    to,
+                    validated_at,
+                    envelope,
+                } => {
+                    let forward = self.peers.forward(to, validated_at, envelope);
+                    self.forwards
+                        .push(Box::pin(async move { (id, forward.await) }));
+                }
+                Action::Reply(ticket, result) => {
+                    if let Some(answer) = self.tickets.remove(&ticket) {
+                        // Whoever has gone away does not need the answer.
+                        let _ = answer.send(result);
+                    }
+                }
+                Action::Leader(leader) => {
+                    self.leader.send_replace(leader);
+                }
+                Action::View(view) => {
+                    self.view.send_replace(view);
+                }
+                Action::Connect(members) => self.peers.connect(members),
+                Action::CatchUp { first, last } => self.fetch(first, last),
+                Action::SuspectEviction(_) => {
+                    if self.suspecting.is_none() {
+                        self.suspecting = Some(self.replication.evicted(self.store.height()));
+                    }
+                }
+                Action::Halt(reason) => halt = Some(reason),
+            }
+        }
+        for duration in self.core.fill_durations() {
+            self.metrics
+                .block_fill_duration
+                .with_label_values(&[self.name.as_str()])
+                .observe(duration.as_secs_f64());
+        }
+        let gauges = self.core.gauges();
+        self.metrics.show(&self.name, &self.gauges, &gauges);
+        self.gauges = gauges;
+        halt
+    }
+
+    fn store_failed(&self, failure: &crate::store::StoreError) -> Halt {
+        let reason = quorate_runtime::tasks::chain(failure);
+        error!(target: LOG, channel = %self.name, node = self.core.raft_id(),
+            "The channel stops: its blocks cannot be written: {reason}");
+        Halt::Failed(reason)
+    }
+}
