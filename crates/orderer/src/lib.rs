@@ -7,6 +7,7 @@ pub mod channel;
 pub mod checks;
 pub mod cluster;
 pub mod cutter;
+pub mod deliver;
 pub mod grpc;
 pub mod listener;
 pub mod options;
