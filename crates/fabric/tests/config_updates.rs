@@ -1,0 +1,240 @@
+//! The recorded config updates: each is judged on the configuration that was current, and what is accepted leads to
+//! the recorded next one.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::path::PathBuf;
+
+use prost::Message as _;
+use quorate_fabric::block;
+use quorate_fabric::config::raft_config::{self, check_change, membership_change};
+use quorate_fabric::config::{ChannelConfig, ConfigError, ConsensusState, compute_update};
+use quorate_fabric::envelope::{EnvelopeParts, RawEnvelope};
+use quorate_fabric::proto::common::{
+    Block, Config, ConfigEnvelope, ConfigUpdate, ConfigUpdateEnvelope,
+};
+use quorate_fabric::proto::etcdraft::BlockMetadata;
+use quorate_identity::UnixTime;
+use serde_json::Value as Json;
+
+/// When the updates were recorded, as the text of `consenter-expired-cert` says: 2026-11-20T14:09:27Z.
+const NOW: UnixTime = UnixTime(1_795_183_767);
+
+fn fixtures() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/fabric"))
+}
+
+fn json(path: &str) -> Json {
+    serde_json::from_slice(&std::fs::read(fixtures().join(path)).unwrap()).unwrap()
+}
+
+fn read_block(path: &str) -> Block {
+    Block::decode(&std::fs::read(fixtures().join(path)).unwrap()[..]).unwrap()
+}
+
+fn envelope(path: &str) -> RawEnvelope {
+    RawEnvelope::decode(std::fs::read(fixtures().join(path)).unwrap().into()).unwrap()
+}
+
+/// The data of a CONFIG block's message.
+fn config_of(block: &Block) -> ConfigEnvelope {
+    let envelope = RawEnvelope::decode(block.data.as_ref().unwrap().data[0].clone()).unwrap();
+    ConfigEnvelope::decode(&EnvelopeParts::parse(&envelope).unwrap().data[..]).unwrap()
+}
+
+/// The Raft ids after a block, 1, 2, … after the genesis block.
+fn raft_ids(block: &Block, config: &ChannelConfig) -> BlockMetadata {
+    let consenters = config.raft_metadata().consenters.len() as u64;
+    block::consenter_metadata(block)
+        .unwrap()
+        .filter(|metadata| !metadata.consenter_ids.is_empty())
+        .unwrap_or_else(|| BlockMetadata {
+            consenter_ids: (1..=consenters).collect(),
+            next_consenter_id: consenters + 1,
+            raft_index: 0,
+        })
+}
+
+fn context(context: &str) -> impl Fn(ConfigError) -> String {
+    move |error| format!("{context}: {error}")
+}
+
+/// What the sender of an envelope must be.
+fn check_sender(config: &ChannelConfig, envelope: &RawEnvelope) -> Result<(), String> {
+    let signed = EnvelopeParts::parse(envelope)
+        .unwrap()
+        .signed_data(envelope)
+        .unwrap();
+    if config
+        .membership()
+        .identity(&signed.identity)
+        .is_ok_and(|identity| identity.expires_at() < NOW)
+    {
+        return Err("broadcast client identity expired".to_owned());
+    }
+    let policy = match config.state() {
+        ConsensusState::Normal => "/Channel/Writers",
+        ConsensusState::Maintenance => "/Channel/Orderer/Writers",
+    };
+    let policy = config.policies().get(policy).unwrap();
+    policy
+        .evaluate(&[signed])
+        .map_err(|error| format!("{error}: permission denied"))
+}
+
+/// What an orderer does with an update, in its order.
+fn judge(
+    config: &ChannelConfig,
+    ids: &BlockMetadata,
+    active: &[u64],
+    envelope: &RawEnvelope,
+) -> Result<ConfigEnvelope, String> {
+    let channel = config.channel_id();
+    check_sender(config, envelope).map_err(|error| {
+        format!("config update for existing channel did not pass initial checks: {error}")
+    })?;
+    let applying = format!("error applying config update to existing channel '{channel}'");
+    let proposed = config.propose_update(envelope).map_err(context(&applying))?;
+    check_change(config, &proposed.next, &ids.consenter_ids, active, NOW)
+        .map_err(context(&applying))?;
+    config.check_maintenance(&proposed).map_err(context(
+        "config update for existing channel did not pass maintenance checks",
+    ))?;
+    Ok(proposed.envelope)
+}
+
+#[test]
+fn every_recorded_update_gets_the_recorded_answer() {
+    let updates = json("config-updates/updates.json");
+    let updates = updates.as_array().unwrap();
+    assert_eq!(updates.len(), 125);
+    let mut wrong = Vec::new();
+    for case in updates {
+        let text = |key: &str| case[key].as_str().unwrap();
+        let base = read_block(&format!("config-updates/{}", text("base")));
+        let config = ChannelConfig::from_block(&base).unwrap();
+        assert_eq!(config.sequence(), case["base_sequence"].as_u64().unwrap());
+        let ids = raft_ids(&base, &config);
+        // Where the cluster's state decided, it was orderer2 that was down.
+        let active: Vec<u64> = if case["accepted"] == true || case["depends_on"] == "config" {
+            ids.consenter_ids.clone()
+        } else {
+            ids.consenter_ids.iter().copied().filter(|&id| id != 3).collect()
+        };
+        let update = envelope(&format!("config-updates/{}", text("file")));
+        let recorded = case["answer"]["info"].as_str().unwrap();
+        match judge(&config, &ids, &active, &update) {
+            Err(found) if found == recorded => {}
+            Err(found) => wrong.push(format!("{}:\n  {found}\n  {recorded}", text("name"))),
+            Ok(_) if case["accepted"] == false => {
+                wrong.push(format!("{}: accepted\n  {recorded}", text("name")));
+            }
+            Ok(envelope) => {
+                let next = read_block(&format!("config-updates/{}", text("block")));
+                let expected = config_of(&next);
+                if envelope.config != expected.config {
+                    wrong.push(format!("{}: leads elsewhere", text("name")));
+                }
+                assert_eq!(envelope.last_update, expected.last_update, "{}", text("name"));
+                config.validate(&expected).unwrap();
+
+                let next_config = ChannelConfig::from_block(&next).unwrap();
+                let change = membership_change(
+                    &ids,
+                    &config.raft_metadata().consenters,
+                    &next_config.raft_metadata().consenters,
+                )
+                .unwrap();
+                let recorded = block::consenter_metadata(&next).unwrap().unwrap();
+                assert_eq!(change.consenter_ids, recorded.consenter_ids, "{}", text("name"));
+                assert_eq!(change.next_consenter_id, recorded.next_consenter_id);
+                raft_config::check(&next_config, NOW).unwrap();
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// Accepted updates, each with the configurations before and after it.
+fn accepted() -> Vec<(String, Config, Config, ConfigUpdate)> {
+    let updates = json("config-updates/updates.json");
+    let cases = updates.as_array().unwrap().iter();
+    let accepted = cases.filter(|case| case["accepted"] == true).map(|case| {
+        let text = |key: &str| case[key].as_str().unwrap();
+        let config = |key: &str| {
+            config_of(&read_block(&format!("config-updates/{}", text(key))))
+                .config
+                .unwrap()
+        };
+        let envelope = envelope(&format!("config-updates/{}", text("file")));
+        let parts = EnvelopeParts::parse(&envelope).unwrap();
+        let signed = ConfigUpdateEnvelope::decode(&parts.data[..]).unwrap();
+        let update = ConfigUpdate::decode(&signed.config_update[..]).unwrap();
+        (text("name").to_owned(), config("base"), config("block"), update)
+    });
+    accepted.collect()
+}
+
+#[test]
+fn computed_updates_are_those_of_configtxlator() {
+    let accepted = accepted();
+    assert_eq!(accepted.len(), 29);
+    let mut other = Vec::new();
+    for (name, before, after, recorded) in accepted {
+        let computed = compute_update("fixture", &before, &after).unwrap();
+        if computed != recorded {
+            other.push(name);
+        }
+    }
+    assert_eq!(other, Vec::<String>::new());
+}
+
+#[test]
+fn a_config_message_that_is_not_what_its_update_makes_is_refused() {
+    let base = ChannelConfig::from_block(&read_block("genesis/fixture.block")).unwrap();
+    let good = config_of(&read_block("config-updates/01-batch-size.block"));
+    base.validate(&good).unwrap();
+    let refused = |change: &dyn Fn(&mut ConfigEnvelope)| {
+        let mut envelope = good.clone();
+        change(&mut envelope);
+        base.validate(&envelope).unwrap_err().to_string()
+    };
+    assert_eq!(
+        refused(&|envelope| envelope.config.as_mut().unwrap().sequence = 3),
+        "config currently at sequence 0, cannot validate config at sequence 3"
+    );
+    assert_eq!(
+        refused(&|envelope| {
+            let group = envelope.config.as_mut().unwrap().channel_group.as_mut().unwrap();
+            group.groups.get_mut("Application").unwrap().mod_policy = "Readers".to_owned();
+        }),
+        "ConfigEnvelope LastUpdate did not produce the supplied config result"
+    );
+    assert_eq!(refused(&|envelope| envelope.config = None), "config envelope has nil config");
+    assert_eq!(
+        refused(&|envelope| envelope.last_update = None),
+        "config envelope has no last update to judge it by"
+    );
+}
+
+#[test]
+fn broadcast_updates_get_the_recorded_answer() {
+    let statuses = json("statuses/statuses.json");
+    let config = ChannelConfig::from_block(&read_block("genesis/fixture1.block")).unwrap();
+    let ids = raft_ids(&read_block("genesis/fixture1.block"), &config);
+    let mut judged = 0;
+    for case in statuses["broadcast"].as_array().unwrap() {
+        let name = case["name"].as_str().unwrap();
+        // What the resulting message weighs, and which channel it is for, is for the orderer to look at.
+        let ours = name.starts_with("config-update-")
+            && !["config-update-grows-too-large", "config-update-unknown-channel"].contains(&name);
+        if !ours {
+            continue;
+        }
+        let request = envelope(&format!("statuses/{}", case["requests"][0].as_str().unwrap()));
+        let refused = judge(&config, &ids, &ids.consenter_ids, &request).unwrap_err();
+        assert_eq!(refused, case["answers"][0]["info"].as_str().unwrap(), "{name}");
+        judged += 1;
+    }
+    assert_eq!(judged, 7);
+}
