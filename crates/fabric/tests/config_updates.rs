@@ -59,6 +59,11 @@ fn context(context: &str) -> impl Fn(ConfigError) -> String {
     move |error| format!("{context}: {error}")
 }
 
+/// Go's protobuf library puts one or the other space after its name, depending on the build.
+fn as_go_says(text: &str) -> String {
+    text.replace("proto:\u{a0}", "proto: ")
+}
+
 /// What the sender of an envelope must be.
 fn check_sender(config: &ChannelConfig, envelope: &RawEnvelope) -> Result<(), String> {
     let signed = EnvelopeParts::parse(envelope)
@@ -122,9 +127,9 @@ fn every_recorded_update_gets_the_recorded_answer() {
             ids.consenter_ids.iter().copied().filter(|&id| id != 3).collect()
         };
         let update = envelope(&format!("config-updates/{}", text("file")));
-        let recorded = case["answer"]["info"].as_str().unwrap();
+        let recorded = &as_go_says(case["answer"]["info"].as_str().unwrap());
         match judge(&config, &ids, &active, &update) {
-            Err(found) if found == recorded => {}
+            Err(found) if as_go_says(&found) == *recorded => {}
             Err(found) => wrong.push(format!("{}:\n  {found}\n  {recorded}", text("name"))),
             Ok(_) if case["accepted"] == false => {
                 wrong.push(format!("{}: accepted\n  {recorded}", text("name")));
@@ -233,7 +238,8 @@ fn broadcast_updates_get_the_recorded_answer() {
         }
         let request = envelope(&format!("statuses/{}", case["requests"][0].as_str().unwrap()));
         let refused = judge(&config, &ids, &ids.consenter_ids, &request).unwrap_err();
-        assert_eq!(refused, case["answers"][0]["info"].as_str().unwrap(), "{name}");
+        let recorded = case["answers"][0]["info"].as_str().unwrap();
+        assert_eq!(as_go_says(&refused), as_go_says(recorded), "{name}");
         judged += 1;
     }
     assert_eq!(judged, 7);

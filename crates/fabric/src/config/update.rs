@@ -5,6 +5,7 @@
 //! Who sent the envelope does not matter here. Start with [`ChannelConfig::propose_update`].
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use bytes::Bytes;
 
@@ -18,7 +19,6 @@ use crate::proto::common::{
 };
 
 /// An authorised update and what it leads to.
-#[derive(Debug)]
 pub struct ProposedUpdate {
     /// What becomes the data of the CONFIG message.
     pub envelope: ConfigEnvelope,
@@ -26,6 +26,15 @@ pub struct ProposedUpdate {
     pub next: ChannelConfig,
     /// What was asked for.
     pub update: ConfigUpdate,
+}
+
+/// Configurations are long: what they are for and where they lead is enough.
+impl fmt::Debug for ProposedUpdate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProposedUpdate")
+            .field("next", &self.next)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ChannelConfig {
