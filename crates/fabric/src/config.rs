@@ -43,6 +43,7 @@ use crate::proto::common::{
 use crate::proto::etcdraft::ConfigMetadata;
 use error::decode;
 use groups::{MspCollection, Values};
+use quorate_identity::x509::Certificate;
 
 /// The consensus type that this orderer serves.
 pub const ETCDRAFT: &str = "etcdraft";
@@ -160,6 +161,45 @@ impl ChannelConfig {
         &self.raft_metadata
     }
 
+    /// Where the channel's orderers are reached, each address with the TLS authorities that its certificate may come
+    /// from. Organisations' own endpoints count; only if there are none at all, the channel-wide addresses do, and any
+    /// organisation may then be behind one.
+    pub fn orderer_endpoints(&self) -> Vec<OrdererEndpoint> {
+        let organisations = self.orderer.organisations.values();
+        let own: Vec<OrdererEndpoint> = organisations
+            .flat_map(|org| {
+                let authorities = self.tls_authorities(org);
+                org.endpoints.iter().map(move |address| OrdererEndpoint {
+                    address: address.clone(),
+                    authorities: Arc::clone(&authorities),
+                })
+            })
+            .collect();
+        if !own.is_empty() {
+            return own;
+        }
+        let organisations = self.orderer.organisations.values();
+        let all: Arc<[Certificate]> = organisations
+            .flat_map(|org| self.tls_authorities(org).to_vec())
+            .collect();
+        self.orderer_addresses
+            .iter()
+            .map(|address| OrdererEndpoint {
+                address: address.clone(),
+                authorities: Arc::clone(&all),
+            })
+            .collect()
+    }
+
+    /// TLS roots and intermediates of an organisation: whoever connects trusts both.
+    fn tls_authorities(&self, org: &OrdererOrg) -> Arc<[Certificate]> {
+        self.membership
+            .msp(&org.organisation.msp_id)
+            .map(|msp| [msp.tls_intermediates(), msp.tls_roots()].concat())
+            .unwrap_or_default()
+            .into()
+    }
+
     /// The channel-wide orderer addresses; each organisation's own are in [`OrdererOrg::endpoints`].
     pub fn orderer_addresses(&self) -> &[String] {
         &self.orderer_addresses
@@ -251,6 +291,15 @@ impl ChannelConfig {
         }
         Ok(())
     }
+}
+
+/// Where an orderer is reached.
+#[derive(Debug, Clone)]
+pub struct OrdererEndpoint {
+    /// `host:port`.
+    pub address: String,
+    /// The TLS authorities of the organisation behind it, or of all.
+    pub authorities: Arc<[Certificate]>,
 }
 
 /// Policies and membership have nothing to say in a log.

@@ -9,13 +9,17 @@ use quorate_fabric::block;
 use quorate_fabric::config::{ChannelConfig, ConfigError, ProposedUpdate};
 use quorate_fabric::envelope::{EnvelopeParts, RawEnvelope};
 use quorate_fabric::proto::common::{Block, ConfigEnvelope};
+use quorate_fabric::proto::orderer::{ChannelRestrictions, ConsensusType};
 use quorate_identity::UnixTime;
 use serde_json::Value as Json;
 
 const NOW: UnixTime = UnixTime(1_795_183_767);
 
 fn fixtures() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/fabric"))
+    PathBuf::from(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../fixtures/fabric"
+    ))
 }
 
 fn read_block(path: &str) -> Block {
@@ -40,7 +44,9 @@ fn requests() -> Vec<(String, RawEnvelope, String)> {
         if !name.starts_with("sys-create") || name == "sys-created-channel-transaction" {
             return None;
         }
-        let file = fixtures().join("statuses").join(case["requests"][0].as_str().unwrap());
+        let file = fixtures()
+            .join("statuses")
+            .join(case["requests"][0].as_str().unwrap());
         let request = RawEnvelope::decode(std::fs::read(file).unwrap().into()).unwrap();
         let info = case["answers"][0]["info"].as_str().unwrap();
         Some((name.to_owned(), request, info.to_owned()))
@@ -63,7 +69,8 @@ fn a_system_channel_creates_what_was_recorded_and_refuses_the_rest() {
         match name.as_str() {
             "sys-create" => {
                 let proposed = create(&request).unwrap();
-                let block = read_block("statuses/system-channel/syschannel-orderer-transaction.block");
+                let block =
+                    read_block("statuses/system-channel/syschannel-orderer-transaction.block");
                 let inner = RawEnvelope::decode(data(first_envelope(&block))).unwrap();
                 let recorded = ConfigEnvelope::decode(&data(inner)[..]).unwrap();
                 assert_eq!(proposed.envelope, recorded);
@@ -81,7 +88,8 @@ fn a_system_channel_creates_what_was_recorded_and_refuses_the_rest() {
                 let genesis = read_block("statuses/system-channel/fixturetx-genesis.block");
                 let channel = ChannelConfig::from_block(&genesis).unwrap();
                 let refused = channel.propose_update(&request).unwrap_err();
-                let refused = refused.within("error applying config update to existing channel 'fixturetx'");
+                let refused =
+                    refused.within("error applying config update to existing channel 'fixturetx'");
                 assert_eq!(refused.to_string(), info);
             }
             _ => assert_eq!(create(&request).unwrap_err().to_string(), info, "{name}"),
@@ -89,12 +97,67 @@ fn a_system_channel_creates_what_was_recorded_and_refuses_the_rest() {
     }
 }
 
+/// The system channel with one value of its orderer group replaced.
+fn system_with(key: &str, value: &impl prost::Message) -> ChannelConfig {
+    let system = ChannelConfig::from_block(&read_block("genesis/syschannel.block")).unwrap();
+    let mut config = system.proto().clone();
+    let channel = config.channel_group.as_mut().unwrap();
+    let orderer = channel.groups.get_mut("Orderer").unwrap();
+    orderer.values.get_mut(key).unwrap().value = value.encode_to_vec();
+    ChannelConfig::new("syschannel", config).unwrap()
+}
+
 #[test]
-fn too_many_channels_and_a_channel_without_consortiums_create_nothing() {
-    let (_, request, _) = requests().into_iter().find(|(name, ..)| name == "sys-create").unwrap();
+fn a_channel_is_created_only_where_there_is_room_and_no_maintenance() {
+    let request = requests()
+        .into_iter()
+        .find_map(|(name, request, _)| (name == "sys-create").then_some(request))
+        .unwrap();
+    let refused = |system: &ChannelConfig, channels| {
+        let proposed = system.propose_channel(&request).unwrap();
+        let judged = system.check_creation(&proposed, channels, NOW);
+        judged.err().map(|error| error.to_string())
+    };
+
+    let two = system_with("ChannelRestrictions", &ChannelRestrictions { max_count: 2 });
+    assert_eq!(refused(&two, 2), None);
+    assert_eq!(
+        refused(&two, 3).unwrap(),
+        "channel creation would exceed maximimum number of channels: 2"
+    );
+
+    let normal = ChannelConfig::from_block(&read_block("genesis/syschannel.block")).unwrap();
+    let mut consensus = ConsensusType {
+        r#type: "etcdraft".to_owned(),
+        metadata: normal.orderer().consensus_metadata.clone(),
+        state: 1,
+    };
+    assert_eq!(
+        refused(&system_with("ConsensusType", &consensus), 1).unwrap(),
+        "channel creation is not permitted: maintenance mode"
+    );
+
+    // The system channel's own consenters have changed since the new channel's were chosen.
+    consensus.state = 0;
+    let mut metadata = normal.raft_metadata().clone();
+    metadata.consenters[0].client_tls_cert.push(b'\n');
+    consensus.metadata = metadata.encode_to_vec();
+    let proposed = normal.propose_channel(&request).unwrap();
+    let changed = system_with("ConsensusType", &consensus);
+    assert_eq!(
+        changed
+            .check_creation(&proposed, 1, NOW)
+            .unwrap_err()
+            .to_string(),
+        "consensus metadata update for channel creation is invalid: new channel has consenter that is not part of system consenter set"
+    );
+
     let application = ChannelConfig::from_block(&read_block("genesis/fixture1.block")).unwrap();
     assert_eq!(
-        application.propose_channel(&request).unwrap_err().to_string(),
+        application
+            .propose_channel(&request)
+            .unwrap_err()
+            .to_string(),
         "The ordering system channel does not appear to resources creating channels"
     );
 }
@@ -102,7 +165,11 @@ fn too_many_channels_and_a_channel_without_consortiums_create_nothing() {
 #[test]
 fn join_blocks_are_refused_as_recorded() {
     for (name, incompatible, text) in [
-        ("no-orderer-group", true, "config does not contain orderer config"),
+        (
+            "no-orderer-group",
+            true,
+            "config does not contain orderer config",
+        ),
         (
             "unsupported-channel-capability",
             true,

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use proptest::prelude::*;
 use prost::Message as _;
 use quorate_fabric::block;
 use quorate_fabric::config::raft_config::{self, check_change, membership_change};
@@ -21,7 +22,10 @@ use serde_json::Value as Json;
 const NOW: UnixTime = UnixTime(1_795_183_767);
 
 fn fixtures() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/fabric"))
+    PathBuf::from(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../fixtures/fabric"
+    ))
 }
 
 fn json(path: &str) -> Json {
@@ -99,7 +103,9 @@ fn judge(
         format!("config update for existing channel did not pass initial checks: {error}")
     })?;
     let applying = format!("error applying config update to existing channel '{channel}'");
-    let proposed = config.propose_update(envelope).map_err(context(&applying))?;
+    let proposed = config
+        .propose_update(envelope)
+        .map_err(context(&applying))?;
     check_change(config, &proposed.next, &ids.consenter_ids, active, NOW)
         .map_err(context(&applying))?;
     config.check_maintenance(&proposed).map_err(context(
@@ -124,7 +130,11 @@ fn every_recorded_update_gets_the_recorded_answer() {
         let active: Vec<u64> = if case["accepted"] == true || case["depends_on"] == "config" {
             ids.consenter_ids.clone()
         } else {
-            ids.consenter_ids.iter().copied().filter(|&id| id != 3).collect()
+            ids.consenter_ids
+                .iter()
+                .copied()
+                .filter(|&id| id != 3)
+                .collect()
         };
         let update = envelope(&format!("config-updates/{}", text("file")));
         let recorded = &as_go_says(case["answer"]["info"].as_str().unwrap());
@@ -140,7 +150,12 @@ fn every_recorded_update_gets_the_recorded_answer() {
                 if envelope.config != expected.config {
                     wrong.push(format!("{}: leads elsewhere", text("name")));
                 }
-                assert_eq!(envelope.last_update, expected.last_update, "{}", text("name"));
+                assert_eq!(
+                    envelope.last_update,
+                    expected.last_update,
+                    "{}",
+                    text("name")
+                );
                 config.validate(&expected).unwrap();
 
                 let next_config = ChannelConfig::from_block(&next).unwrap();
@@ -151,13 +166,23 @@ fn every_recorded_update_gets_the_recorded_answer() {
                 )
                 .unwrap();
                 let recorded = block::consenter_metadata(&next).unwrap().unwrap();
-                assert_eq!(change.consenter_ids, recorded.consenter_ids, "{}", text("name"));
+                assert_eq!(
+                    change.consenter_ids,
+                    recorded.consenter_ids,
+                    "{}",
+                    text("name")
+                );
                 assert_eq!(change.next_consenter_id, recorded.next_consenter_id);
                 raft_config::check(&next_config, NOW).unwrap();
             }
         }
     }
-    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} wrong:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }
 
 /// Accepted updates, each with the configurations before and after it.
@@ -175,7 +200,12 @@ fn accepted() -> Vec<(String, Config, Config, ConfigUpdate)> {
         let parts = EnvelopeParts::parse(&envelope).unwrap();
         let signed = ConfigUpdateEnvelope::decode(&parts.data[..]).unwrap();
         let update = ConfigUpdate::decode(&signed.config_update[..]).unwrap();
-        (text("name").to_owned(), config("base"), config("block"), update)
+        (
+            text("name").to_owned(),
+            config("base"),
+            config("block"),
+            update,
+        )
     });
     accepted.collect()
 }
@@ -195,6 +225,78 @@ fn computed_updates_are_those_of_configtxlator() {
 }
 
 #[test]
+fn orderers_are_reached_at_their_organisations_endpoints_or_at_the_channels_addresses() {
+    let endpoints = |config: &ChannelConfig| -> Vec<(String, usize)> {
+        let endpoints = config.orderer_endpoints();
+        let described = endpoints.into_iter();
+        described
+            .map(|endpoint| (endpoint.address, endpoint.authorities.len()))
+            .collect()
+    };
+    let config =
+        ChannelConfig::from_block(&read_block("config-updates/25-add-orderer-org2.block")).unwrap();
+    let own: Vec<(String, usize)> = [21050, 21060, 21070, 21080]
+        .map(|port| (format!("127.0.0.1:{port}"), 1))
+        .to_vec();
+    let found = endpoints(&config);
+    assert_eq!(found[..4], own);
+
+    let mut without = config.proto().clone();
+    let channel = without.channel_group.as_mut().unwrap();
+    for org in channel
+        .groups
+        .get_mut("Orderer")
+        .unwrap()
+        .groups
+        .values_mut()
+    {
+        org.values.remove("Endpoints");
+    }
+    let without = ChannelConfig::new("fixture", without).unwrap();
+    let all: Vec<(String, usize)> = config
+        .orderer_addresses()
+        .iter()
+        .map(|address| (address.clone(), 2))
+        .collect();
+    assert!(!all.is_empty());
+    assert_eq!(endpoints(&without), all);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn damaged_configurations_and_updates_are_refused_without_panic(
+        at in any::<prop::sample::Index>(),
+        byte in any::<u8>(),
+        cut in any::<bool>(),
+    ) {
+        let damage = |bytes: &[u8]| {
+            let mut bytes = bytes.to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            if cut {
+                bytes.truncate(at);
+            }
+            bytes
+        };
+        let genesis = read_block("genesis/fixture.block");
+        let base = ChannelConfig::from_block(&genesis).unwrap();
+        let config = config_of(&genesis).config.unwrap();
+        if let Ok(config) = Config::decode(&damage(&config.encode_to_vec())[..]) {
+            let _ = ChannelConfig::new("fixture", config);
+        }
+        let update = envelope("config-updates/01-batch-size.pb");
+        let payload = damage(update.payload());
+        if let Ok(proposed) = base.propose_update(&RawEnvelope::new(&payload, update.signature())) {
+            // What the config signatures cover has not been touched.
+            let good = config_of(&read_block("config-updates/01-batch-size.block"));
+            prop_assert_eq!(proposed.envelope.config, good.config);
+        }
+    }
+}
+
+#[test]
 fn a_config_message_that_is_not_what_its_update_makes_is_refused() {
     let base = ChannelConfig::from_block(&read_block("genesis/fixture.block")).unwrap();
     let good = config_of(&read_block("config-updates/01-batch-size.block"));
@@ -210,12 +312,21 @@ fn a_config_message_that_is_not_what_its_update_makes_is_refused() {
     );
     assert_eq!(
         refused(&|envelope| {
-            let group = envelope.config.as_mut().unwrap().channel_group.as_mut().unwrap();
+            let group = envelope
+                .config
+                .as_mut()
+                .unwrap()
+                .channel_group
+                .as_mut()
+                .unwrap();
             group.groups.get_mut("Application").unwrap().mod_policy = "Readers".to_owned();
         }),
         "ConfigEnvelope LastUpdate did not produce the supplied config result"
     );
-    assert_eq!(refused(&|envelope| envelope.config = None), "config envelope has nil config");
+    assert_eq!(
+        refused(&|envelope| envelope.config = None),
+        "config envelope has nil config"
+    );
     assert_eq!(
         refused(&|envelope| envelope.last_update = None),
         "config envelope has no last update to judge it by"
@@ -232,11 +343,18 @@ fn broadcast_updates_get_the_recorded_answer() {
         let name = case["name"].as_str().unwrap();
         // What the resulting message weighs, and which channel it is for, is for the orderer to look at.
         let ours = name.starts_with("config-update-")
-            && !["config-update-grows-too-large", "config-update-unknown-channel"].contains(&name);
+            && ![
+                "config-update-grows-too-large",
+                "config-update-unknown-channel",
+            ]
+            .contains(&name);
         if !ours {
             continue;
         }
-        let request = envelope(&format!("statuses/{}", case["requests"][0].as_str().unwrap()));
+        let request = envelope(&format!(
+            "statuses/{}",
+            case["requests"][0].as_str().unwrap()
+        ));
         let refused = judge(&config, &ids, &ids.consenter_ids, &request).unwrap_err();
         let recorded = case["answers"][0]["info"].as_str().unwrap();
         assert_eq!(as_go_says(&refused), as_go_says(recorded), "{name}");
