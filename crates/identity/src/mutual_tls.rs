@@ -1,6 +1,6 @@
 //! TLS as Fabric's components speak it: certificates and keys in PEM files, pools of roots that change at run time.
 //!
-//! The rules for certificates are those of Go's library ([`trust`]), for that is what the other side applies. Whoever
+//! The rules for certificates are those of Go's library ([`crate::x509`]), for that is what the other side applies. Whoever
 //! refuses a certificate alerts `bad_certificate`, whatever the reason: operators' scripts look for its text on the other
 //! side. The reason itself is kept for our own log ([`Refusal`]), and [`failure_text`] says in Go's words how a handshake
 //! failed.
@@ -28,13 +28,13 @@ use rustls::{
 };
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime as TlsTime};
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::certificate::UnixTime;
 use crate::tls::{Clock, PROTOCOL_VERSIONS, PROVIDER_IS_COMPLETE, provider, time_provider};
+use crate::x509::{Certificate, Pool};
 
-pub use trust::{MAX_PATH, MAX_PEER_CERTIFICATES};
-use trust::{Pool, Purpose};
+pub use trust::MAX_PEER_CERTIFICATES;
+use trust::Purpose;
 
 /// The most certificates of one PEM text.
 pub const MAX_PEM_CERTIFICATES: usize = 256;
@@ -116,20 +116,12 @@ fn certificates_of(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, MutualTls
                 "there are more than {MAX_PEM_CERTIFICATES}"
             )));
         }
-        read(&der).map_err(unreadable)?;
         found.push(der);
     }
     if found.is_empty() {
         return Err(unreadable("there is no PEM block CERTIFICATE".to_owned()));
     }
     Ok(found)
-}
-
-fn read(der: &[u8]) -> Result<X509Certificate<'_>, String> {
-    match X509Certificate::from_der(der) {
-        Ok((_, certificate)) => Ok(certificate),
-        Err(error) => Err(error.to_string()),
-    }
 }
 
 /// Trusted CA certificates. Clones share the pool: what is replaced counts for every later handshake.
@@ -160,10 +152,12 @@ impl Roots {
         let mut pool = Pool::default();
         for pem in pems {
             for der in certificates_of(pem)? {
-                pool.add(der).map_err(|reason| MutualTlsError::Unreadable {
-                    what: "a CA certificate",
-                    reason,
-                })?;
+                let certificate =
+                    Certificate::from_der(&der).map_err(|error| MutualTlsError::Unreadable {
+                        what: "a CA certificate",
+                        reason: error.to_string(),
+                    })?;
+                pool.add(certificate);
             }
         }
         *self.pool.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(pool);
@@ -342,17 +336,11 @@ impl CertificateFacts {
             Ok(der) => der,
             Err(_) => CertificateDer::from(certificate),
         };
-        let parsed = read(&der).map_err(unreadable)?;
-        let common_name = parsed
-            .subject()
-            .iter_common_name()
-            .next()
-            .and_then(|name| name.as_str().ok())
-            .unwrap_or_default();
+        let parsed = Certificate::from_der(&der).map_err(|error| unreadable(error.to_string()))?;
         Ok(Self {
-            public_key: parsed.public_key().raw.to_vec(),
-            common_name: common_name.to_owned(),
-            not_after: UnixTime(parsed.validity().not_after.timestamp()),
+            public_key: parsed.public_key().spki_der().to_vec(),
+            common_name: parsed.common_name().to_owned(),
+            not_after: parsed.not_after(),
         })
     }
 }
@@ -425,6 +413,13 @@ fn alert_text(alert: AlertDescription) -> String {
     text.to_owned()
 }
 
+fn key_of(der: &CertificateDer<'_>) -> Result<Vec<u8>, String> {
+    match Certificate::from_der(der) {
+        Ok(certificate) => Ok(certificate.public_key().spki_der().to_vec()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// Both sides' verifier.
 struct Verifier {
     roots: Roots,
@@ -459,7 +454,7 @@ impl Verifier {
 
     fn check_pin(&self, leaf: &CertificateDer<'_>) -> Result<(), String> {
         match &self.pinned {
-            Some(pinned) if read(leaf)?.public_key().raw != pinned.as_slice() => Err(
+            Some(pinned) if key_of(leaf)? != *pinned => Err(
                 "certificate presented by the server doesn't match the certificate of the channel's configuration"
                     .to_owned(),
             ),
@@ -547,7 +542,7 @@ impl ClientCertVerifier for Verifier {
         now: TlsTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         if !self.judges {
-            return match read(end_entity) {
+            return match key_of(end_entity) {
                 Ok(_) => Ok(ClientCertVerified::assertion()),
                 Err(reason) => Err(self.refusal.keep(reason)),
             };

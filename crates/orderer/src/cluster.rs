@@ -34,6 +34,7 @@ pub(crate) use connection::Destination;
 pub use connection::{RECONNECT_MAX, RECONNECT_MIN};
 pub use service::{STRANGERS_MESSAGE_BYTES, StepService};
 
+use crate::grpc::StreamMetrics;
 use crate::listener::go_duration;
 use crate::options;
 use connection::{Connection, Dialler, LOG};
@@ -160,6 +161,7 @@ struct Core {
 struct Wiring {
     options: TransportOptions,
     metrics: ClusterMetrics,
+    steps: StreamMetrics,
     clock: Clock,
     dialler: Arc<Dialler>,
 }
@@ -190,6 +192,7 @@ impl Transport {
         metrics: &Metrics,
         tasks: &Tasks,
     ) -> Self {
+        let steps = StreamMetrics::new(metrics, "orderer_Cluster", "Step");
         let metrics = ClusterMetrics::new(metrics);
         let dialler = Dialler {
             tls,
@@ -203,6 +206,7 @@ impl Transport {
                 wiring: Arc::new(Wiring {
                     options,
                     metrics,
+                    steps,
                     clock,
                     dialler: Arc::new(dialler),
                 }),
@@ -218,6 +222,7 @@ impl Transport {
         StepService {
             core: self.core.clone(),
             dispatch,
+            metrics: self.core.wiring.steps.clone(),
         }
     }
 

@@ -17,6 +17,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use quorate_fabric::config::duration::GoDuration;
 use quorate_identity::mutual_tls::{CertificateFacts, ServerTls, failure_text};
 use quorate_runtime::Tasks;
 use quorate_runtime::metrics::{IntCounter, Metrics};
@@ -454,29 +455,7 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// A duration as Go prints it, to three decimals: `854µs`, `1.204ms`, `2.5s`, `1h0m5s`.
-pub(crate) fn go_duration(duration: Duration) -> String {
-    let trim = |value: f64, unit: &str| {
-        let text = format!("{value:.3}");
-        format!("{}{unit}", text.trim_end_matches('0').trim_end_matches('.'))
-    };
-    let seconds = duration.as_secs();
-    if seconds == 0 {
-        return match duration.as_nanos() {
-            0 => "0s".to_owned(),
-            nanos @ 1..1_000 => format!("{nanos}ns"),
-            nanos @ 1_000..1_000_000 => trim(nanos as f64 / 1e3, "µs"),
-            nanos => trim(nanos as f64 / 1e6, "ms"),
-        };
-    }
-    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
-    let rest = trim(
-        (seconds % 60) as f64 + f64::from(duration.subsec_millis()) / 1e3,
-        "s",
-    );
-    match (hours, minutes) {
-        (0, 0) => rest,
-        (0, _) => format!("{minutes}m{rest}"),
-        _ => format!("{hours}h{minutes}m{rest}"),
-    }
+/// A duration as Go prints it.
+pub(crate) fn go_duration(duration: Duration) -> GoDuration {
+    GoDuration(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX))
 }

@@ -87,8 +87,7 @@ pub(crate) struct Link {
     requests: http2::SendRequest<Body>,
     /// What the server's certificate says; `None` without TLS.
     pub(crate) server: Option<Arc<CertificateFacts>>,
-    /// The origin of requests.
-    pub(crate) origin: http::Uri,
+    origin: http::Uri,
 }
 
 impl tower::Service<http::Request<Body>> for Link {
@@ -100,7 +99,15 @@ impl tower::Service<http::Request<Body>> for Link {
         self.requests.poll_ready(cx)
     }
 
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        // Clients that know a path only.
+        if request.uri().authority().is_none() {
+            let mut parts = self.origin.clone().into_parts();
+            parts.path_and_query = request.uri().path_and_query().cloned();
+            if let Ok(whole) = http::Uri::from_parts(parts) {
+                *request.uri_mut() = whole;
+            }
+        }
         Box::pin(self.requests.send_request(request))
     }
 }
@@ -108,7 +115,7 @@ impl tower::Service<http::Request<Body>> for Link {
 impl Link {
     /// A gRPC client on this connection, with messages of at most `limit` bytes.
     pub(crate) fn grpc(&self, limit: usize) -> tonic::client::Grpc<Self> {
-        tonic::client::Grpc::with_origin(self.clone(), self.origin.clone())
+        tonic::client::Grpc::new(self.clone())
             .max_decoding_message_size(limit)
             .max_encoding_message_size(limit)
     }

@@ -19,6 +19,7 @@ use super::connection::LOG;
 use super::expiry::ExpiryWatch;
 use super::wire::Step;
 use super::{Core, Dispatch, StepRefusal};
+use crate::grpc::StreamMetrics;
 use crate::listener::{Peer, go_duration};
 use crate::raw::RawCodec;
 
@@ -30,6 +31,7 @@ pub const STRANGERS_MESSAGE_BYTES: usize = 64 * 1024;
 pub struct StepService {
     pub(super) core: Arc<Core>,
     pub(super) dispatch: Arc<dyn Dispatch>,
+    pub(super) metrics: StreamMetrics,
 }
 
 impl NamedService for StepService {
@@ -78,7 +80,8 @@ impl StreamingService<bytes::Bytes> for StepService {
             core: self.core.clone(),
             dispatch: self.dispatch.clone(),
             peer: request.extensions().get::<Peer>().cloned(),
-            counted: Ingress::new(self.core.clone()),
+            _counted: Ingress::new(self.core.clone()),
+            told: self.metrics.begin(),
         };
         Box::pin(async move {
             let answers = stream::once(call.serve(request.into_inner()))
@@ -108,12 +111,13 @@ struct Call {
     core: Arc<Core>,
     dispatch: Arc<dyn Dispatch>,
     peer: Option<Peer>,
-    counted: Ingress,
+    /// Held while the stream is open.
+    _counted: Ingress,
+    told: crate::grpc::Call,
 }
 
 impl Call {
-    async fn serve(self, requests: Streaming<bytes::Bytes>) -> Result<(), Status> {
-        let _counted = &self.counted;
+    async fn serve(mut self, requests: Streaming<bytes::Bytes>) -> Result<(), Status> {
         let started = Instant::now();
         let address = self
             .peer
@@ -129,6 +133,8 @@ impl Call {
         tracing::debug!(target: LOG, "Connection from {name}({address})");
         let outcome = self.read(requests, &address).await;
         let took = go_duration(started.elapsed());
+        self.told
+            .end(outcome.as_ref().map_or_else(Status::code, |()| Code::Ok));
         match &outcome {
             Ok(()) => tracing::debug!(target: LOG, "{name}({address}) disconnected"),
             Err(status) => tracing::info!(
@@ -165,7 +171,10 @@ impl Call {
         let key = certificate.map(|certificate| certificate.facts.public_key.as_slice());
         loop {
             let bytes = match requests.message().await {
-                Ok(Some(bytes)) => bytes,
+                Ok(Some(bytes)) => {
+                    self.told.received().inc();
+                    bytes
+                }
                 Ok(None) => return Ok(()),
                 Err(status) => {
                     tracing::warn!(target: LOG, "Stream read from {address} failed: {}", status.message());
