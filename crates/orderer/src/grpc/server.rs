@@ -163,14 +163,18 @@ impl<R: Response> StreamingService<RawEnvelope> for Method<R> {
         let received = call.received().clone();
         let requests = request
             .into_inner()
-            .inspect(move |request| {
-                if request.is_ok() {
-                    received.inc();
-                }
-            })
+            .map(move |request| request.inspect(|_| received.inc()).map_err(with_gos_code))
             .boxed();
         let responses = handler(caller.unwrap_or_else(nobody), requests);
         std::future::ready(Ok(tonic::Response::new(observed(responses, call))))
+    }
+}
+
+/// Go has another code for a message that is too long.
+fn with_gos_code(status: Status) -> Status {
+    match status.code() {
+        Code::OutOfRange => Status::resource_exhausted(status.message()),
+        _ => status,
     }
 }
 
