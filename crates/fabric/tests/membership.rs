@@ -264,6 +264,22 @@ fn expiry_is_told_and_not_judged() {
     // 2026-11-20T13:09:00Z
     assert_eq!(identity.expires_at(), UnixTime(1_795_180_140));
     identity.validate().unwrap();
+
+    // Whether it has expired can be said of anybody's certificate.
+    for (msp_id, expected) in [
+        ("Org1MSP", Some(UnixTime(1_795_180_140))),
+        ("UnknownMSP", Some(UnixTime(1_795_180_140))),
+    ] {
+        assert_eq!(
+            membership.expires_at(&serialized(msp_id, &certificate)),
+            expected
+        );
+    }
+    assert_eq!(
+        membership.expires_at(&serialized("Org1MSP", b"nothing")),
+        None
+    );
+    assert_eq!(membership.expires_at(&[0xff]), None);
 }
 
 #[test]

@@ -490,7 +490,12 @@ impl Msp {
                             self.id
                         )
                     })
-                    .and(client)
+                    .and(client.map_err(|error| {
+                        format!(
+                            "The identity is not a [CLIENT] under this MSP [{}]: {error}",
+                            self.id
+                        )
+                    }))
                     .map_err(|error| refused(format!(": {error}")))?;
                 continue;
             }

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use prost::Message as _;
+use quorate_identity::UnixTime;
+use quorate_identity::x509::Certificate;
 
 use super::{GO_PROTO_MALFORMED, Identity, IdentityError, Msp};
 use crate::proto::msp::SerializedIdentity;
@@ -72,6 +74,18 @@ impl Membership {
                 .insert(serialized, identity.clone());
         }
         Ok(identity)
+    }
+
+    /// The last second of the certificate in a `SerializedIdentity`, of whatever MSP it is. `None` if there is none to be
+    /// read: Fabric then makes no decision about expiry, and the policy has the last word.
+    #[must_use]
+    pub fn expires_at(&self, serialized: &[u8]) -> Option<UnixTime> {
+        if let Ok(identity) = self.identity(serialized) {
+            return Some(identity.expires_at());
+        }
+        let parts = SerializedIdentity::decode(serialized).ok()?;
+        let certificate = Certificate::from_pem(&parts.id_bytes).ok()?;
+        Some(certificate.not_after())
     }
 
     fn read(&self, serialized: &[u8]) -> Result<Identity, IdentityError> {
