@@ -31,7 +31,7 @@ pub use groups::{
     ApplicationGroup, ApplicationOrg, BatchSize, ConsensusState, Consortium, OrdererGroup,
     OrdererOrg, OrganisationConfig,
 };
-pub use update::ProposedUpdate;
+pub use update::{ProposedUpdate, sign_update};
 
 use crate::envelope::{ChannelId, EnvelopeParts, RawEnvelope};
 use crate::msp::Membership;

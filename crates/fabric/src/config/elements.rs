@@ -60,61 +60,79 @@ pub(super) struct Entry<'a> {
 /// All elements of a configuration.
 pub(super) type Elements<'a> = BTreeMap<String, Entry<'a>>;
 
+/// The keys of one configuration's elements, in bytes, at most. A channel of ten thousand organisations needs half of it;
+/// without a bound, deep trees with long names would grow far beyond the message that brought them.
+const MAX_KEY_BYTES: usize = 16 * 1024 * 1024;
+
 /// The elements of a tree whose root is the channel group; none if there is no tree.
 pub(super) fn elements(group: Option<&ConfigGroup>) -> Result<Elements<'_>, ConfigError> {
-    let mut elements = Elements::new();
+    let mut collector = Collector {
+        elements: Elements::new(),
+        key_bytes: 0,
+    };
     if let Some(group) = group {
-        collect(&mut elements, &[], ROOT_GROUP, group)?;
+        collector.collect(&[], ROOT_GROUP, group)?;
     }
-    Ok(elements)
+    Ok(collector.elements)
 }
 
-fn collect<'a>(
-    elements: &mut Elements<'a>,
-    path: &[&'a str],
-    name: &'a str,
-    group: &'a ConfigGroup,
-) -> Result<(), ConfigError> {
-    add(elements, path, name, Element::Group(group))?;
-    let path = [path, &[name]].concat();
-    for (name, group) in &group.groups {
-        collect(elements, &path, name, group)?;
-    }
-    for (name, value) in &group.values {
-        add(elements, &path, name, Element::Value(value))?;
-    }
-    for (name, policy) in &group.policies {
-        add(elements, &path, name, Element::Policy(policy))?;
-    }
-    Ok(())
+struct Collector<'a> {
+    elements: Elements<'a>,
+    key_bytes: usize,
 }
 
-fn add<'a>(
-    elements: &mut Elements<'a>,
-    path: &[&'a str],
-    name: &'a str,
-    element: Element<'a>,
-) -> Result<(), ConfigError> {
-    check_name(name).map_err(|error| {
-        error.within(format_args!(
-            "illegal characters in key: {}",
-            element.prefix()
-        ))
-    })?;
-    let mut key = element.prefix().to_owned();
-    for part in path.iter().chain([&name]) {
-        key.push('/');
-        key.push_str(part);
+impl<'a> Collector<'a> {
+    fn collect(
+        &mut self,
+        path: &[&'a str],
+        name: &'a str,
+        group: &'a ConfigGroup,
+    ) -> Result<(), ConfigError> {
+        self.add(path, name, Element::Group(group))?;
+        let path = [path, &[name]].concat();
+        for (name, group) in &group.groups {
+            self.collect(&path, name, group)?;
+        }
+        for (name, value) in &group.values {
+            self.add(&path, name, Element::Value(value))?;
+        }
+        for (name, policy) in &group.policies {
+            self.add(&path, name, Element::Policy(policy))?;
+        }
+        Ok(())
     }
-    elements.insert(
-        key,
-        Entry {
+
+    fn add(
+        &mut self,
+        path: &[&'a str],
+        name: &'a str,
+        element: Element<'a>,
+    ) -> Result<(), ConfigError> {
+        check_name(name).map_err(|error| {
+            error.within(format_args!(
+                "illegal characters in key: {}",
+                element.prefix()
+            ))
+        })?;
+        let mut key = element.prefix().to_owned();
+        for part in path.iter().chain([&name]) {
+            key.push('/');
+            key.push_str(part);
+        }
+        self.key_bytes += key.len();
+        if self.key_bytes > MAX_KEY_BYTES {
+            return Err(ConfigError::new(format!(
+                "the paths of all groups, values and policies are longer than {MAX_KEY_BYTES} bytes: use fewer or shorter names"
+            )));
+        }
+        let entry = Entry {
             element,
             path: path.to_vec(),
             name,
-        },
-    );
-    Ok(())
+        };
+        self.elements.insert(key, entry);
+        Ok(())
+    }
 }
 
 /// Checks the name of a group, value or policy.
@@ -197,4 +215,118 @@ fn assemble_group(
         assembled.policies.insert(name.clone(), policy);
     }
     Ok(assembled)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+
+    use super::*;
+
+    #[test]
+    fn names_are_fabrics() {
+        check_name("Org-1.example.COM").unwrap();
+        check_name(&"a".repeat(249)).unwrap();
+        for (name, refusal) in [
+            ("", "config ID illegal, cannot be empty"),
+            (".", "name '.' for config ID is not allowed"),
+            ("..", "name '..' for config ID is not allowed"),
+            ("Org_1", "config ID 'Org_1' contains illegal characters"),
+            (
+                "Org\u{e9}",
+                "config ID 'Org\u{e9}' contains illegal characters",
+            ),
+        ] {
+            assert_eq!(check_name(name).unwrap_err().to_string(), refusal);
+        }
+        let long = "a".repeat(250);
+        assert_eq!(
+            check_name(&long).unwrap_err().to_string(),
+            "config ID illegal, cannot be longer than 249"
+        );
+    }
+
+    fn group(mod_policy: &str) -> ConfigGroup {
+        ConfigGroup {
+            mod_policy: mod_policy.to_owned(),
+            ..ConfigGroup::default()
+        }
+    }
+
+    #[test]
+    fn forgotten_mod_policies_become_admins_where_orderers_have_capabilities() {
+        let mut channel = group("");
+        let mut orderer = group("Writers");
+        orderer
+            .values
+            .insert("BatchSize".to_owned(), ConfigValue::default());
+        channel
+            .policies
+            .insert("Readers".to_owned(), ConfigPolicy::default());
+        channel.groups.insert("Orderer".to_owned(), orderer);
+        let assembled = assemble(&elements(Some(&channel)).unwrap()).unwrap();
+        assert_eq!(assembled, channel);
+
+        let orderer = channel.groups.get_mut("Orderer").unwrap();
+        let capabilities = ConfigValue {
+            mod_policy: "Readers".to_owned(),
+            ..ConfigValue::default()
+        };
+        orderer
+            .values
+            .insert("Capabilities".to_owned(), capabilities);
+        let assembled = assemble(&elements(Some(&channel)).unwrap()).unwrap();
+        assert_eq!(assembled.mod_policy, "Admins");
+        assert_eq!(assembled.policies["Readers"].mod_policy, "Admins");
+        let orderer = &assembled.groups["Orderer"];
+        assert_eq!(orderer.mod_policy, "Writers");
+        assert_eq!(orderer.values["BatchSize"].mod_policy, "Admins");
+        assert_eq!(orderer.values["Capabilities"].mod_policy, "Readers");
+    }
+
+    #[test]
+    fn members_that_no_group_names_any_more_are_left_out() {
+        let mut before = group("Admins");
+        for name in ["Kept", "Dropped"] {
+            before
+                .values
+                .insert(name.to_owned(), ConfigValue::default());
+        }
+        let mut after = before.clone();
+        after.version = 1;
+        after.values.remove("Dropped");
+        let mut all = elements(Some(&before)).unwrap();
+        all.insert(
+            "[Group]  /Channel".to_owned(),
+            Entry {
+                element: Element::Group(&after),
+                path: Vec::new(),
+                name: ROOT_GROUP,
+            },
+        );
+        assert_eq!(assemble(&all).unwrap(), after);
+        all.remove("[Value]  /Channel/Kept");
+        assert_eq!(
+            assemble(&all).unwrap_err().to_string(),
+            "missing value at path: [Value]  /Channel/Kept"
+        );
+    }
+
+    #[test]
+    fn paths_that_grow_beyond_all_bounds_are_refused() {
+        let mut tree = group("Admins");
+        for number in 0..4096 {
+            tree.values
+                .insert(format!("Value{number}"), ConfigValue::default());
+        }
+        for level in 0..20 {
+            let mut outer = group("Admins");
+            outer
+                .groups
+                .insert(format!("{}{level}", "g".repeat(240)), tree);
+            tree = outer;
+        }
+        let refused = elements(Some(&tree)).unwrap_err().to_string();
+        assert!(refused.contains("use fewer or shorter names"), "{refused}");
+    }
 }

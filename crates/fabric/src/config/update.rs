@@ -8,14 +8,17 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use bytes::Bytes;
+use prost::Message as _;
 
 use super::elements::{Element, Elements, Entry, assemble, check_name, elements};
 use super::error::decode;
 use super::{ChannelConfig, ConfigError, Parsed};
 use crate::envelope::{EnvelopeError, EnvelopeParts, RawEnvelope};
+use crate::msp::{SignError, Signer};
 use crate::policy::SignedData;
 use crate::proto::common::{
-    Config, ConfigEnvelope, ConfigUpdate, ConfigUpdateEnvelope, HeaderType, SignatureHeader,
+    Config, ConfigEnvelope, ConfigSignature, ConfigUpdate, ConfigUpdateEnvelope, HeaderType,
+    SignatureHeader,
 };
 
 /// An authorised update and what it leads to.
@@ -227,6 +230,28 @@ impl AppliedUpdate {
             update: self.update,
         }
     }
+}
+
+/// Signs an update for its CONFIG_UPDATE message; as many sign as its mod policies ask for. `config_update` is the encoded
+/// `ConfigUpdate`. `nonce` must never have been used by this signer before.
+///
+/// # Errors
+/// [`SignError`] if the signer's key could not be used.
+pub fn sign_update(
+    config_update: &[u8],
+    nonce: &[u8],
+    signer: &dyn Signer,
+) -> Result<ConfigSignature, SignError> {
+    let header = SignatureHeader {
+        creator: signer.creator().to_vec(),
+        nonce: nonce.to_vec(),
+    };
+    let signature_header = header.encode_to_vec();
+    let signature = signer.sign(&[&signature_header, config_update].concat())?;
+    Ok(ConfigSignature {
+        signature_header,
+        signature,
+    })
 }
 
 /// Opens the envelope of a CONFIG_UPDATE message.
