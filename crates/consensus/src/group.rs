@@ -1110,6 +1110,17 @@ fn committed(entry: Entry) -> Result<Committed, &'static str> {
     })
 }
 
+/// The change of members in an entry of the log, if it is one.
+pub(crate) fn change_in(entry: &Entry) -> Result<Option<Membership>, &'static str> {
+    match entry.get_entry_type() {
+        EntryType::EntryNormal => Ok(None),
+        EntryType::EntryConfChange => {
+            membership::decode(&entry.data).map(|(change, _)| Some(change))
+        }
+        EntryType::EntryConfChangeV2 => Err("it changes several members at once"),
+    }
+}
+
 /// Followers would forward what they cannot decide; the owner of a proposal asks the leader itself.
 fn outgoing(mut messages: Vec<Message>) -> Vec<Message> {
     messages.retain(|message| message.get_msg_type() != MessageType::MsgPropose);

@@ -15,6 +15,7 @@ pub mod disk;
 mod group;
 mod log;
 mod logger;
+pub mod simulation;
 pub mod snapshots;
 
 pub use group::{
@@ -22,7 +23,10 @@ pub use group::{
     MAX_CACHED_BYTES, MAX_COMMITTED_BYTES, MAX_ENTRY_BYTES, MAX_MEMBERS,
     MAX_MEMBERSHIP_CONTEXT_BYTES, Member, Membership, Options, Ready, Role, Snapshot, Status,
 };
-pub use log::{Entries, Log, LogError, LogOptions, OnDurable, Recovered, Write};
+pub use log::{
+    Entries, Log, LogError, LogOptions, MAX_BATCH_BYTES, MAX_QUEUED_WRITES, MAX_SEGMENT_BYTES,
+    OnDurable, Recovered, Write,
+};
 pub use logger::LOG_TARGET;
 pub use raft::eraftpb;
 

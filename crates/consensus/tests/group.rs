@@ -251,7 +251,7 @@ fn members_come_and_go_and_late_ones_get_a_snapshot_with_the_members_of_now() {
     cluster.propose(1, "h");
     assert_eq!(cluster.texts(2), ["h"]);
 
-    cluster.elect(2);
+    cluster.hand_over(1, 2);
     cluster
         .group(2)
         .propose_membership(Membership::Remove(1), Bytes::new())

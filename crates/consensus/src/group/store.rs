@@ -81,10 +81,6 @@ impl Store {
         self.first
     }
 
-    pub(super) fn last(&self) -> u64 {
-        self.last
-    }
-
     pub(super) fn newest_snapshot(&self) -> Option<&Snapshot> {
         self.snapshot.as_ref()
     }
