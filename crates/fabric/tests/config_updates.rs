@@ -185,6 +185,36 @@ fn every_recorded_update_gets_the_recorded_answer() {
     );
 }
 
+#[test]
+fn the_configurations_of_a_recorded_chain_follow_each_other() {
+    let index = json("chain/chain.json");
+    let mut current: Option<(ChannelConfig, BlockMetadata)> = None;
+    let mut seen = 0;
+    for recorded in index["blocks"].as_array().unwrap() {
+        let block = read_block(&format!("chain/{}", recorded["file"].as_str().unwrap()));
+        if !block::is_config(&block) {
+            continue;
+        }
+        let next = ChannelConfig::from_block(&block).unwrap();
+        let ids = raft_ids(&block, &next);
+        if let Some((config, old_ids)) = &current {
+            config.validate(&config_of(&block)).unwrap();
+            config.check_successor(&next).unwrap();
+            let change = membership_change(
+                old_ids,
+                &config.raft_metadata().consenters,
+                &next.raft_metadata().consenters,
+            )
+            .unwrap();
+            assert_eq!(change.consenter_ids, ids.consenter_ids);
+            assert_eq!(change.next_consenter_id, ids.next_consenter_id);
+        }
+        current = Some((next, ids));
+        seen += 1;
+    }
+    assert!(seen > 5, "{seen}");
+}
+
 /// Accepted updates, each with the configurations before and after it.
 fn accepted() -> Vec<(String, Config, Config, ConfigUpdate)> {
     let updates = json("config-updates/updates.json");
