@@ -67,7 +67,7 @@ pub enum GenesisError {
         folder: PathBuf,
         /// What is wrong with it.
         #[source]
-        source: FolderError,
+        source: Box<FolderError>,
     },
     /// A consenter's certificate cannot be read.
     #[error("cannot load the certificate of consenter {consenter} from {}", path.display())]
@@ -483,7 +483,7 @@ fn organization_group(
     let msp = files.msp(&folder, id).map_err(|source| GenesisError::Msp {
         organization: organization.name.clone(),
         folder,
-        source,
+        source: Box::new(source),
     })?;
     put(&mut group, "MSP", ADMINS, &msp);
     Ok(group)

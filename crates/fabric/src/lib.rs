@@ -9,12 +9,14 @@
 //! * [`config`]: a channel's configuration and the rules by which it changes.
 //! * [`msp`]: who is a member of which organisation, and in what role.
 //! * [`policy`]: which signatures are wanted for what.
+//! * [`crypto_material`]: keys and certificates for organisations, from `crypto-config.yaml`.
 //! * [`genesis`]: first blocks from `configtx.yaml`.
 //! * [`inspect`]: all of it as JSON and text, for people.
 //! * [`raftpb`]: the messages of etcd's Raft, as the crate `raft` understands them.
 
 pub mod block;
 pub mod config;
+pub mod crypto_material;
 pub mod envelope;
 pub mod genesis;
 pub mod inspect;
