@@ -98,8 +98,8 @@ impl DeliverService {
         clock: Clock,
         metrics: &Metrics,
     ) -> Self {
-        const OF_CHANNEL: &[&str] = &["channel", "data_type", "filtered"];
-        const OF_RESULT: &[&str] = &["channel", "data_type", "filtered", "success"];
+        const OF_CHANNEL: &[&str] = &["channel", "filtered", "data_type"];
+        const OF_RESULT: &[&str] = &["channel", "filtered", "data_type", "success"];
         let metrics = DeliverMetrics {
             opened: metrics.counter(
                 "deliver_streams_opened",
@@ -277,11 +277,13 @@ impl Inner {
             tracing::warn!(target: LOG, "[channel: {id}] Rejecting deliver request for {from} because of consenter error");
             return Err(Status::ServiceUnavailable);
         }
+        let config = channel.config();
         let mut session = Session::new(
             request.into_signed_data(),
+            &config,
             !self.options.no_expiration_checks,
         );
-        session.evaluate(&channel.config(), now).map_err(|error| {
+        session.evaluate(&config, now).map_err(|error| {
             tracing::warn!(target: LOG, "[channel: {id}] Client {from} is not authorized: {error}");
             Status::Forbidden
         })?;
@@ -420,12 +422,12 @@ impl Counted {
     fn new(metrics: &DeliverMetrics, channel: &str) -> Self {
         const DATA_TYPE: &str = "block";
         const FILTERED: &str = "false";
-        let labels = [channel, DATA_TYPE, FILTERED];
+        let labels = [channel, FILTERED, DATA_TYPE];
         metrics.received.with_label_values(&labels).inc();
         let completed = |success| {
             metrics
                 .completed
-                .with_label_values(&[channel, DATA_TYPE, FILTERED, success])
+                .with_label_values(&[channel, FILTERED, DATA_TYPE, success])
         };
         Self {
             completed: Some([completed("false"), completed("true")]),

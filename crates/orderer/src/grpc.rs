@@ -13,6 +13,7 @@
 mod calls;
 mod client;
 mod messages;
+mod seek;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ mod tests;
 pub use calls::{Call, StreamMetrics};
 pub use client::AtomicBroadcastClient;
 pub use messages::DeliverResponse;
+pub use seek::{Position, SeekRequest};
 pub use server::{AtomicBroadcastServer, Broadcast, Caller, Deliver, Requests, Responses};
 
 pub use generated::*;

@@ -2,11 +2,9 @@
 //!
 //! The signature is verified once for each configuration; the time is looked at for each block.
 
-use prost::Message;
 use quorate_fabric::config::{ChannelConfig, ConsensusState};
 use quorate_fabric::policy::SignedData;
-use quorate_fabric::proto::msp::SerializedIdentity;
-use quorate_identity::x509::Certificate;
+use quorate_identity::UnixTime;
 
 const READERS: &str = "/Channel/Readers";
 /// Who may read while the channel is being maintained.
@@ -28,16 +26,17 @@ pub(super) enum Denied {
 #[derive(Debug)]
 pub(super) struct Session {
     signed: SignedData,
-    /// When the client's certificate expires, in seconds since the epoch; `None`: never, or nobody asks.
-    expires_at: Option<i64>,
+    /// The last second of the client's certificate; `None`: it has none (the policy will refuse it), or nobody asks.
+    expires_at: Option<UnixTime>,
     /// The configuration sequence under which the signature was judged good.
     granted_under: Option<u64>,
 }
 
 impl Session {
-    pub(super) fn new(signed: SignedData, check_expiration: bool) -> Self {
+    pub(super) fn new(signed: SignedData, config: &ChannelConfig, check_expiration: bool) -> Self {
+        let expires_at = || config.membership().expires_at(&signed.identity);
         Self {
-            expires_at: check_expiration.then(|| expires_at(&signed)).flatten(),
+            expires_at: check_expiration.then(expires_at).flatten(),
             signed,
             granted_under: None,
         }
@@ -45,7 +44,7 @@ impl Session {
 
     /// Whether the client may read under `config`, at `now` (in microseconds since the epoch).
     pub(super) fn evaluate(&mut self, config: &ChannelConfig, now: i64) -> Result<(), Denied> {
-        if let Some(expires_at) = self.expires_at
+        if let Some(UnixTime(expires_at)) = self.expires_at
             && now > expires_at.saturating_mul(1_000_000)
         {
             return Err(Denied::Expired {
@@ -79,11 +78,4 @@ fn readers(config: &ChannelConfig) -> &'static str {
     } else {
         READERS
     }
-}
-
-/// When the signer's certificate expires. What cannot be read does not expire: the policy will refuse it.
-fn expires_at(signed: &SignedData) -> Option<i64> {
-    let identity = SerializedIdentity::decode(signed.identity.clone()).ok()?;
-    let certificate = Certificate::from_pem(&identity.id_bytes).ok()?;
-    Some(certificate.not_after().0)
 }

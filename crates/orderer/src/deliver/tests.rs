@@ -607,3 +607,86 @@ async fn any_bytes_as_a_request_are_answered() {
         }
     }
 }
+
+/// Requests of our own making, through the service's gRPC and back.
+#[tokio::test]
+async fn our_own_requests_are_answered_over_grpc() {
+    use crate::grpc::{AtomicBroadcastClient, AtomicBroadcastServer, Position, SeekRequest};
+
+    struct NoBroadcast;
+    impl crate::grpc::Broadcast for NoBroadcast {
+        fn broadcast(
+            &self,
+            _: Caller,
+            _: Requests,
+        ) -> Responses<quorate_fabric::proto::orderer::BroadcastResponse> {
+            stream::empty().boxed()
+        }
+    }
+
+    let node = Node::new(&[("fixture", "genesis/fixture.block")]);
+    let channel = node.channel("fixture");
+    channel.grow(5);
+    let user = "crypto/peerOrganizations/org1.test/users/User1@org1.test/msp";
+    let signer = quorate_fabric::msp::SigningIdentity::from_pem(
+        "Org1MSP",
+        &read(&format!("{user}/signcerts/User1@org1.test-cert.pem")),
+        &read(&format!("{user}/keystore/priv_sk")),
+    )
+    .unwrap();
+    let now = 1_800_000_000_123_456;
+    let metrics = Metrics::new();
+    let deliver = DeliverService::new(
+        node.channels.clone(),
+        options(),
+        Clock::manual(now).0,
+        &metrics,
+    );
+    let server = AtomicBroadcastServer::new(
+        Arc::new(NoBroadcast),
+        Arc::new(deliver),
+        1_000_000,
+        &metrics,
+    );
+    let mut client = AtomicBroadcastClient::new(server, 1_000_000);
+
+    for (request, expected) in [
+        (
+            SeekRequest::new("fixture", Position::Number(1), Position::Newest),
+            vec![1, 2, 3, 4],
+        ),
+        (
+            SeekRequest::new("fixture", Position::Newest, Position::Newest),
+            vec![4],
+        ),
+        (
+            SeekRequest::new("fixture", Position::Oldest, Position::Oldest),
+            vec![0],
+        ),
+    ] {
+        let envelope = request.sign(&signer, b"a nonce", now).unwrap();
+        let mut answers = client.deliver(stream::iter([envelope])).await.unwrap();
+        for number in expected {
+            let stored = channel.store.read(number).unwrap().unwrap();
+            assert_eq!(
+                answers.message().await.unwrap(),
+                Some(DeliverResponse::Block(stored.encoded().clone()))
+            );
+        }
+        assert_eq!(
+            answers.message().await.unwrap(),
+            Some(DeliverResponse::Status(Status::Success))
+        );
+        assert_eq!(answers.message().await.unwrap(), None);
+    }
+    let beyond = SeekRequest {
+        fail_if_not_ready: true,
+        ..SeekRequest::new("fixture", Position::NextCommit, Position::Number(u64::MAX))
+    };
+    let envelope = beyond.sign(&signer, b"a nonce", now).unwrap();
+    let mut answers = client.deliver(stream::iter([envelope])).await.unwrap();
+    assert_eq!(
+        answers.message().await.unwrap(),
+        Some(DeliverResponse::Status(Status::NotFound))
+    );
+}

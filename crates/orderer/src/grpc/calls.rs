@@ -24,9 +24,9 @@ pub struct StreamMetrics {
 impl StreamMetrics {
     /// The metrics of `method` of `service`, with the service's name as Fabric labels it: `orderer_AtomicBroadcast`.
     pub fn new(metrics: &Metrics, service: &'static str, method: &'static str) -> Self {
-        const OF_METHOD: &[&str] = &["method", "service"];
-        const OF_RESULT: &[&str] = &["code", "method", "service"];
-        let labels = [method, service];
+        const OF_METHOD: &[&str] = &["service", "method"];
+        const OF_RESULT: &[&str] = &["service", "method", "code"];
+        let labels = [service, method];
         let counter = |name, help| {
             metrics
                 .counter_family(name, help, OF_METHOD)
@@ -94,8 +94,8 @@ impl Call {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        let [method, service] = self.metrics.labels;
-        let labels = [name(code), method, service];
+        let [service, method] = self.metrics.labels;
+        let labels = [service, method, name(code)];
         self.metrics.completed.with_label_values(&labels).inc();
         let duration: Histogram = self.metrics.duration.with_label_values(&labels);
         duration.observe(self.begun.elapsed().as_secs_f64());
