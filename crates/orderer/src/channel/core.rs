@@ -520,9 +520,13 @@ impl Channel {
             self.halt(Halt::WrongId(message.to));
             return;
         }
-        if let Err(error) = self.group.step(message) {
-            debug!(target: LOG, channel = %self.name, node = self.raft_id,
-                "A consensus message from {from} was not taken: {error}");
+        match self.group.step(message) {
+            Ok(()) => {}
+            Err(lost @ GroupError::LogLost { .. }) => {
+                error!(target: LOG, channel = %self.name, node = self.raft_id, "{lost}");
+            }
+            Err(error) => debug!(target: LOG, channel = %self.name, node = self.raft_id,
+                "A consensus message from {from} was not taken: {error}"),
         }
         if !metadata.is_empty() && from == self.role.leader {
             match self.activity.learn(metadata) {

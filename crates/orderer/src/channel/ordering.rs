@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
-use quorate_consensus::{GroupState, Membership};
+use quorate_consensus::{GroupError, GroupState, Membership};
 use quorate_fabric::config::BatchSize;
 use quorate_fabric::envelope::RawEnvelope;
 use tracing::{debug, info, warn};
@@ -597,6 +597,7 @@ impl Channel {
         let Some(Leading { tip: Some(tip), .. }) = &mut self.ordering.leading else {
             return Some(items);
         };
+        let before = *tip;
         let block = tip.propose(envelopes);
         let (number, hash) = (tip.number, tip.hash);
         info!(target: LOG, channel = %self.name, node = self.raft_id,
@@ -608,6 +609,17 @@ impl Channel {
                     hash,
                     items,
                 });
+                None
+            }
+            Err(error @ GroupError::TooLarge { .. }) => {
+                // It will not get any smaller.
+                *tip = before;
+                self.gauges.proposal_failures += 1;
+                warn!(target: LOG, channel = %self.name, node = self.raft_id,
+                    "Failed to propose block [{number}] to raft: {error}");
+                for item in items {
+                    self.unavailable(item.ticket, &error.to_string());
+                }
                 None
             }
             Err(error) => {

@@ -1,0 +1,618 @@
+//! The Broadcast stream: envelopes in, one answer each, in their order.
+//!
+//! The stream ends, with gRPC's OK, after the first answer that is not `SUCCESS`, as Fabric's does. What is answered is
+//! decided by [`crate::checks`] (is it allowed?) and by the channel (is there a leader?).
+//!
+//! A client may send many envelopes before it reads an answer. They are checked in groups on a few threads beside the
+//! asynchronous ones, because a signature takes longer to verify than everything else together; they are queued one
+//! after the other, and an envelope behind a refused one is never queued. Between queueing and the answer several may
+//! be under way, so an envelope behind one that found no leader may have been ordered although its answer is never
+//! seen: to its sender that is the same as a connection that broke.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::{self, Stream, StreamExt as _};
+use quorate_fabric::envelope::{ChannelHeader, RawEnvelope};
+use quorate_fabric::msp::Signer;
+use quorate_fabric::proto::common::{HeaderType, Status};
+use quorate_fabric::proto::orderer::BroadcastResponse;
+use quorate_identity::UnixTime;
+use quorate_runtime::metrics::Metrics;
+use quorate_runtime::metrics::families::{HistogramVec, IntCounterVec};
+use quorate_runtime::{Clock, Entropy};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::{debug, warn};
+
+use crate::channel::{Ack, ChannelHandle, Pending, Submission, SubmitError, View};
+use crate::checks::{self, Class, Kind, Refusal, Rules, UpdateContext};
+
+/// The name under which operators know these log lines.
+const LOG: &str = "orderer.common.broadcast";
+
+/// Envelopes of one stream that wait for their answer.
+pub const MAX_UNDER_WAY: usize = 512;
+
+/// Bytes of envelopes of one stream that wait for their answer. A single longer one is taken when it is alone.
+pub const MAX_BYTES_UNDER_WAY: u32 = 16 << 20;
+
+/// Envelopes checked by one thread in one go.
+const MAX_CHECKED_AT_ONCE: usize = 32;
+
+/// What metrics say of what cannot be told, and of names that anybody could make up.
+const UNKNOWN: &str = "unknown";
+
+/// Fabric's buckets for durations, in seconds.
+const BUCKETS: [f64; 11] = [
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+
+/// What an orderer knows of a channel by its name.
+#[derive(Debug, Clone)]
+pub enum Found {
+    /// It is a consenter of it.
+    Served(ChannelHandle),
+    /// There is a system channel, and this one is not among the channels.
+    Unknown,
+    /// There is no system channel, and this orderer does not order for that name, whether it follows it or not.
+    NotServed,
+}
+
+/// The channels of an orderer.
+pub trait Channels: Send + Sync + 'static {
+    /// What is known under this name, which may be none.
+    fn find(&self, channel: &str) -> Found;
+}
+
+/// Sees every envelope as it came, for `Debug.BroadcastTraceDir`.
+pub type Trace = Arc<dyn Fn(&str, &Bytes) + Send + Sync>;
+
+/// The metrics of Broadcast.
+#[derive(Clone)]
+struct BroadcastMetrics {
+    validate_duration: HistogramVec,
+    enqueue_duration: HistogramVec,
+    processed_count: IntCounterVec,
+}
+
+impl BroadcastMetrics {
+    fn new(metrics: &Metrics) -> Self {
+        let labels = ["channel", "type", "status"];
+        Self {
+            validate_duration: metrics.histogram_family(
+                "broadcast_validate_duration",
+                "The time to validate a transaction in seconds.",
+                &BUCKETS,
+                &labels,
+            ),
+            enqueue_duration: metrics.histogram_family(
+                "broadcast_enqueue_duration",
+                "The time to enqueue a transaction in seconds.",
+                &BUCKETS,
+                &labels,
+            ),
+            processed_count: metrics.counter_family(
+                "broadcast_processed_count",
+                "The number of transactions processed.",
+                &labels,
+            ),
+        }
+    }
+}
+
+/// Threads that check messages, beside the asynchronous ones. Shared by all streams and by what other orderers
+/// forward; cheap to clone.
+#[derive(Clone)]
+pub struct Checker {
+    threads: Arc<Semaphore>,
+    count: usize,
+    rules: Rules,
+    signer: Arc<dyn Signer>,
+    entropy: Entropy,
+    clock: Clock,
+}
+
+impl Checker {
+    /// A checker with that many threads.
+    pub fn new(
+        threads: usize,
+        rules: Rules,
+        signer: Arc<dyn Signer>,
+        entropy: Entropy,
+        clock: Clock,
+    ) -> Self {
+        let count = threads.max(1);
+        Self {
+            threads: Arc::new(Semaphore::new(count)),
+            count,
+            rules,
+            signer,
+            entropy,
+            clock,
+        }
+    }
+
+    /// Runs `work` on one of the threads when one is free.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Option<T> {
+        let permit = self.threads.clone().acquire_owned().await.ok()?;
+        let checker = self.clone();
+        quorate_runtime::tasks::blocking("message checks", move || {
+            let result = work(&checker);
+            drop(permit);
+            result
+        })
+        .await
+        .ok()
+    }
+
+    /// Judges a message of a client under what is known of its channel; says what is to be ordered.
+    fn judge(
+        &self,
+        view: &View,
+        class: Class,
+        envelope: &RawEnvelope,
+    ) -> Result<(RawEnvelope, Kind), Refusal> {
+        let now = UnixTime(self.clock.now_seconds());
+        match class {
+            Class::Normal => checks::normal(&view.config, envelope, &self.rules, now)
+                .map(|()| (envelope.clone(), Kind::Normal)),
+            Class::ConfigUpdate => {
+                let context = UpdateContext {
+                    config: &view.config,
+                    consenters: &view.consenters,
+                    active: &view.active,
+                    signer: self.signer.as_ref(),
+                    entropy: &self.entropy,
+                };
+                checks::update(&context, envelope, &self.rules, now)
+                    .map(|envelope| (envelope, Kind::Config))
+            }
+        }
+    }
+
+    /// Judges what another orderer forwards, and submits it. It is checked like a client's message, whatever the
+    /// other orderer says about having checked it: one bad orderer must not decide what a channel holds.
+    ///
+    /// # Errors
+    /// [`SubmitError`].
+    pub async fn submit_forwarded(
+        &self,
+        channel: &ChannelHandle,
+        envelope: RawEnvelope,
+    ) -> Result<(), SubmitError> {
+        let view = channel.view().borrow().clone();
+        let validated_at = view.config.sequence();
+        let judged = self
+            .run(move |checker| checker.judge_forwarded(&view, envelope))
+            .await;
+        let (envelope, kind) = judged.unwrap_or_else(|| Err(interrupted()))?;
+        // The other orderer is not told more than that we have it: Fabric's protocol has no answer. So configuration
+        // updates, which are answered by their block, are not waited for either.
+        let pending = channel
+            .enqueue(Submission {
+                envelope,
+                kind,
+                validated_at,
+                ack: Ack::Enqueued,
+            })
+            .await?;
+        match kind {
+            Kind::Normal => pending.answer().await,
+            Kind::Config => Ok(()),
+        }
+    }
+
+    fn judge_forwarded(
+        &self,
+        view: &View,
+        envelope: RawEnvelope,
+    ) -> Result<(RawEnvelope, Kind), Refusal> {
+        let header = checks::channel_header(&envelope)?;
+        if header.channel_id != view.config.channel_id() {
+            return Err(Refusal::new(
+                Status::BadRequest,
+                format!(
+                    "the message is for channel '{}' but was forwarded for channel '{}'",
+                    header.channel_id,
+                    view.config.channel_id()
+                ),
+            ));
+        }
+        if !header.is(HeaderType::Config) {
+            return self.judge(view, checks::classify(&header)?, &envelope);
+        }
+        let context = UpdateContext {
+            config: &view.config,
+            consenters: &view.consenters,
+            active: &view.active,
+            signer: self.signer.as_ref(),
+            entropy: &self.entropy,
+        };
+        let now = UnixTime(self.clock.now_seconds());
+        checks::config_again(&context, &envelope, &self.rules, now)
+            .map(|envelope| (envelope, Kind::Config))
+    }
+}
+
+fn interrupted() -> Refusal {
+    Refusal::new(
+        Status::InternalServerError,
+        "the check of the message was interrupted",
+    )
+}
+
+/// Answers Broadcast streams; cheap to clone.
+#[derive(Clone)]
+pub struct Broadcast {
+    channels: Arc<dyn Channels>,
+    checker: Checker,
+    ack: Ack,
+    metrics: BroadcastMetrics,
+    trace: Option<Trace>,
+}
+
+/// What the metrics of one envelope are told apart by.
+#[derive(Debug, Clone)]
+struct Labels {
+    channel: String,
+    kind: String,
+}
+
+/// An envelope on its way through a stream.
+struct Received {
+    envelope: RawEnvelope,
+    found: Result<(Labels, Class, ChannelHandle), (Labels, Refusal)>,
+    started: Duration,
+    permit: OwnedSemaphorePermit,
+}
+
+/// An envelope that was checked.
+struct Judged {
+    labels: Labels,
+    outcome: Result<(ChannelHandle, Submission), Refusal>,
+    permit: OwnedSemaphorePermit,
+}
+
+/// An envelope that is waiting for its answer.
+struct Queued {
+    labels: Labels,
+    /// When it was queued.
+    since: Duration,
+    config: bool,
+    outcome: Result<Pending, Refusal>,
+    enqueued: bool,
+    permit: OwnedSemaphorePermit,
+}
+
+type Answers = Pin<Box<dyn Stream<Item = Result<BroadcastResponse, tonic::Status>> + Send>>;
+
+impl Broadcast {
+    /// Answers for these channels; `ack` says when a message counts as taken.
+    pub fn new(
+        channels: Arc<dyn Channels>,
+        checker: Checker,
+        ack: Ack,
+        metrics: &Metrics,
+        trace: Option<Trace>,
+    ) -> Self {
+        Self {
+            channels,
+            checker,
+            ack,
+            metrics: BroadcastMetrics::new(metrics),
+            trace,
+        }
+    }
+
+    /// The answers to a stream of encoded envelopes from `peer` (for the log).
+    ///
+    /// Dropping the answers drops what is not queued yet; what is queued may be ordered.
+    pub fn serve<S>(&self, peer: String, requests: S) -> Answers
+    where
+        S: Stream<Item = Result<Bytes, tonic::Status>> + Send + 'static,
+    {
+        let peer: Arc<str> = peer.into();
+        let room = Arc::new(Semaphore::new(MAX_BYTES_UNDER_WAY as usize));
+        let threads = self.checker.count;
+
+        // Each stage is given nothing more by the one before once that has failed; what is in it is still answered.
+        let this = self.clone();
+        let reader = peer.clone();
+        let received = requests
+            .then(move |request| {
+                let (this, room, peer) = (this.clone(), room.clone(), reader.clone());
+                async move { this.receive(&peer, request?, room).await }
+            })
+            .ready_chunks(MAX_CHECKED_AT_ONCE);
+
+        let this = self.clone();
+        let judged = received
+            .map(move |group| {
+                let this = this.clone();
+                async move { this.judge(group).await }
+            })
+            .buffered(threads)
+            .flat_map(stream::iter);
+        let judged = until(judged, |judged: &Result<Judged, tonic::Status>| {
+            !matches!(judged, Ok(Judged { outcome: Ok(_), .. }))
+        });
+
+        let this = self.clone();
+        let queued = judged.then(move |judged| {
+            let this = this.clone();
+            async move { Ok(this.queue(judged?).await) }
+        });
+
+        let this = self.clone();
+        let answers = queued
+            .map(move |queued: Result<Queued, tonic::Status>| {
+                let (this, peer) = (this.clone(), peer.clone());
+                async move { Ok(this.answer(&peer, queued?).await) }
+            })
+            .buffered(MAX_UNDER_WAY);
+        Box::pin(until(
+            answers,
+            |answer: &Result<BroadcastResponse, tonic::Status>| {
+                !matches!(answer, Ok(answer) if answer.status() == Status::Success)
+            },
+        ))
+    }
+
+    async fn receive(
+        &self,
+        peer: &str,
+        request: Bytes,
+        room: Arc<Semaphore>,
+    ) -> Result<Received, tonic::Status> {
+        let bytes = u32::try_from(request.len()).unwrap_or(u32::MAX);
+        let permit = room
+            .acquire_many_owned(bytes.min(MAX_BYTES_UNDER_WAY))
+            .await
+            .map_err(|_| tonic::Status::internal("the stream is closed"))?;
+        let started = self.checker.clock.monotonic();
+        if let Some(trace) = &self.trace {
+            trace(peer, &request);
+        }
+        let envelope = RawEnvelope::decode(request).map_err(|error| {
+            tonic::Status::internal(format!(
+                "grpc: failed to unmarshal the received message: {error}"
+            ))
+        })?;
+        let found = self.find(peer, &envelope);
+        Ok(Received {
+            envelope,
+            found,
+            started,
+            permit,
+        })
+    }
+
+    /// The channel that the envelope is for, and what it asks of it.
+    fn find(
+        &self,
+        peer: &str,
+        envelope: &RawEnvelope,
+    ) -> Result<(Labels, Class, ChannelHandle), (Labels, Refusal)> {
+        let header = checks::channel_header(envelope).map_err(|refusal| {
+            let labels = Labels {
+                channel: UNKNOWN.to_owned(),
+                kind: UNKNOWN.to_owned(),
+            };
+            (labels, refusal)
+        });
+        let found = header.and_then(|header| {
+            let mut labels = labels(&header);
+            match self.serving(&header) {
+                Ok((class, channel)) => Ok((labels, class, channel)),
+                Err(refusal) => {
+                    if self.is_strange(&header) {
+                        labels.channel = UNKNOWN.to_owned();
+                    }
+                    Err((labels, refusal))
+                }
+            }
+        });
+        if let Err((labels, refusal)) = &found {
+            warn!(target: LOG, "[channel: {}] Could not get message processor for serving {peer}: {refusal}",
+                labels.channel);
+        }
+        found
+    }
+
+    /// Whether the metrics should not take over the channel's name: anybody can make one up.
+    fn is_strange(&self, header: &ChannelHeader) -> bool {
+        !matches!(self.channels.find(&header.channel_id), Found::Served(_))
+    }
+
+    fn serving(&self, header: &ChannelHeader) -> Result<(Class, ChannelHandle), Refusal> {
+        let channel = match self.channels.find(&header.channel_id) {
+            Found::Served(channel) => channel,
+            Found::Unknown => {
+                return Err(Refusal::new(Status::NotFound, "channel does not exist"));
+            }
+            Found::NotServed => {
+                return Err(Refusal::new(
+                    Status::BadRequest,
+                    "channel creation request not allowed because the orderer system channel is not defined",
+                ));
+            }
+        };
+        Ok((checks::classify(header)?, channel))
+    }
+
+    /// Checks a group of envelopes on one thread.
+    async fn judge(
+        &self,
+        group: Vec<Result<Received, tonic::Status>>,
+    ) -> Vec<Result<Judged, tonic::Status>> {
+        let this = self.clone();
+        let judged = self
+            .checker
+            .run(move |_| {
+                group
+                    .into_iter()
+                    .map(|received| received.map(|received| this.judge_one(received)))
+                    .collect()
+            })
+            .await;
+        judged.unwrap_or_else(|| {
+            vec![Err(tonic::Status::internal(
+                "the check of the messages was interrupted",
+            ))]
+        })
+    }
+
+    fn judge_one(&self, received: Received) -> Judged {
+        let Received {
+            envelope,
+            found,
+            started,
+            permit,
+        } = received;
+        let (labels, outcome) = match found {
+            Err((labels, refusal)) => (labels, Err(refusal)),
+            Ok((labels, class, channel)) => {
+                let view = channel.view().borrow().clone();
+                let outcome = self
+                    .checker
+                    .judge(&view, class, &envelope)
+                    .map(|(envelope, kind)| {
+                        let submission = Submission {
+                            envelope,
+                            kind,
+                            validated_at: view.config.sequence(),
+                            ack: self.ack,
+                        };
+                        (channel, submission)
+                    });
+                (labels, outcome)
+            }
+        };
+        let status = outcome
+            .as_ref()
+            .map_or_else(|refusal| refusal.status, |_| Status::Success);
+        let spent = self.checker.clock.monotonic().saturating_sub(started);
+        self.metrics
+            .validate_duration
+            .with_label_values(&labels.with(status))
+            .observe(spent.as_secs_f64());
+        Judged {
+            labels,
+            outcome,
+            permit,
+        }
+    }
+
+    async fn queue(&self, judged: Judged) -> Queued {
+        let since = self.checker.clock.monotonic();
+        let (config, enqueued, outcome) = match judged.outcome {
+            Err(refusal) => (false, false, Err(refusal)),
+            Ok((channel, submission)) => {
+                let config = submission.kind == Kind::Config;
+                // What comes behind a configuration update is judged by what the update makes of the channel, if it
+                // waits for it; nothing here can.
+                let queued = channel.enqueue(submission).await.map_err(refused);
+                (config, true, queued)
+            }
+        };
+        Queued {
+            labels: judged.labels,
+            since,
+            config,
+            outcome,
+            enqueued,
+            permit: judged.permit,
+        }
+    }
+
+    async fn answer(&self, peer: &str, queued: Queued) -> BroadcastResponse {
+        let outcome = match queued.outcome {
+            Ok(pending) => pending.answer().await.map_err(refused),
+            Err(refusal) => Err(refusal),
+        };
+        let (status, info) = match outcome {
+            Ok(()) => (Status::Success, String::new()),
+            Err(refusal) => (refusal.status, refusal.info),
+        };
+        let Labels { channel, kind } = &queued.labels;
+        let what = if queued.config {
+            "config update"
+        } else {
+            "normal"
+        };
+        match status {
+            Status::Success => debug!(target: LOG,
+                "[channel: {channel}] Broadcast has successfully enqueued message of type {kind} from {peer}"),
+            Status::ServiceUnavailable if queued.enqueued => warn!(target: LOG,
+                "[channel: {channel}] Rejecting broadcast of message from {peer} with SERVICE_UNAVAILABLE: rejected by Consenter: {info}"),
+            _ => warn!(target: LOG,
+                "[channel: {channel}] Rejecting broadcast of {what} message from {peer} because of error: {info}"),
+        }
+        let labels = queued.labels.with(status);
+        if queued.enqueued {
+            let spent = self.checker.clock.monotonic().saturating_sub(queued.since);
+            self.metrics
+                .enqueue_duration
+                .with_label_values(&labels)
+                .observe(spent.as_secs_f64());
+        }
+        self.metrics
+            .processed_count
+            .with_label_values(&labels)
+            .inc();
+        drop(queued.permit);
+        BroadcastResponse {
+            status: status.into(),
+            info,
+        }
+    }
+}
+
+impl Labels {
+    fn with(&self, status: Status) -> [&str; 3] {
+        [&self.channel, &self.kind, status.as_str_name()]
+    }
+}
+
+fn labels(header: &ChannelHeader) -> Labels {
+    let kind = match HeaderType::try_from(header.header_type) {
+        Ok(known) => known.as_str_name().to_owned(),
+        // Anybody can make one up; metrics are kept for a few.
+        Err(_) if (-1..=99).contains(&header.header_type) => header.header_type.to_string(),
+        Err(_) => UNKNOWN.to_owned(),
+    };
+    Labels {
+        channel: header.channel_id.clone(),
+        kind,
+    }
+}
+
+fn refused(error: SubmitError) -> Refusal {
+    match error {
+        SubmitError::Unavailable(reason) => Refusal::new(Status::ServiceUnavailable, reason),
+        SubmitError::Refused(refusal) => refusal,
+    }
+}
+
+/// A stream up to and with its first item that is `last`. It ends there without asking for another one, for which a
+/// client that waits for the end would not be sending anything.
+fn until<S>(
+    items: S,
+    last: impl Fn(&S::Item) -> bool + Send + Copy,
+) -> impl Stream<Item = S::Item> + Send
+where
+    S: Stream + Send,
+    S::Item: Send,
+{
+    stream::unfold(Some(Box::pin(items)), move |items| async move {
+        let mut items = items?;
+        let item = items.next().await?;
+        let rest = (!last(&item)).then_some(items);
+        Some((item, rest))
+    })
+}
