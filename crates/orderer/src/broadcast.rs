@@ -357,9 +357,7 @@ impl Broadcast {
             .buffered(MAX_UNDER_WAY);
         Box::pin(until(
             answers,
-            |answer: &Result<BroadcastResponse, tonic::Status>| {
-                !matches!(answer, Ok(answer) if answer.status() == Status::Success)
-            },
+            |answer: &Result<BroadcastResponse, tonic::Status>| !matches!(answer, Ok(answer) if answer.status() == Status::Success),
         ))
     }
 
@@ -478,18 +476,18 @@ impl Broadcast {
             Err((labels, refusal)) => (labels, Err(refusal)),
             Ok((labels, class, channel)) => {
                 let view = channel.view().borrow().clone();
-                let outcome = self
-                    .checker
-                    .judge(&view, class, &envelope)
-                    .map(|(envelope, kind)| {
-                        let submission = Submission {
-                            envelope,
-                            kind,
-                            validated_at: view.config.sequence(),
-                            ack: self.ack,
-                        };
-                        (channel, submission)
-                    });
+                let outcome =
+                    self.checker
+                        .judge(&view, class, &envelope)
+                        .map(|(envelope, kind)| {
+                            let submission = Submission {
+                                envelope,
+                                kind,
+                                validated_at: view.config.sequence(),
+                                ack: self.ack,
+                            };
+                            (channel, submission)
+                        });
                 (labels, outcome)
             }
         };

@@ -16,9 +16,6 @@ mod metrics;
 mod ordering;
 mod task;
 
-#[cfg(test)]
-mod simulation;
-
 use std::sync::Arc;
 use std::time::Duration;
 
