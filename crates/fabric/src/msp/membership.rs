@@ -1,6 +1,7 @@
 //! All MSPs of a channel, and the identities that were met lately.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -22,7 +23,7 @@ const MAX_CACHED_BYTES: usize = 8 * 1024;
 /// Identities that could be read are remembered with their parsed keys and what their MSP says of them, so that a message
 /// by somebody known costs a look-up and one verification. Only identities with a certificate that an authority of the
 /// channel issued are remembered, so that strangers cannot push them out.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Membership {
     msps: BTreeMap<String, Arc<Msp>>,
     cache: RwLock<Cache>,
@@ -103,14 +104,21 @@ impl Membership {
     }
 }
 
+impl fmt::Debug for Membership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Membership")
+            .field(&self.msps.keys())
+            .finish()
+    }
+}
+
 /// Identities by their serialized form. Those that were not asked for since the hand last came by go first.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Cache {
     entries: HashMap<Arc<[u8]>, Entry>,
     queue: VecDeque<Arc<[u8]>>,
 }
 
-#[derive(Debug)]
 struct Entry {
     identity: Arc<Identity>,
     used: AtomicBool,
