@@ -11,6 +11,8 @@ pub mod cutter;
 pub mod deliver;
 pub mod grpc;
 pub mod listener;
+pub mod metrics;
 pub mod options;
 pub mod raw;
+pub mod statsd;
 pub mod store;

@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::Collector;
+use prometheus::proto::MetricFamily;
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Registry, TextEncoder,
     histogram_opts, opts,
@@ -117,10 +118,26 @@ impl Metrics {
         }
     }
 
+    /// Adds metrics that are found out when somebody asks.
+    ///
+    /// # Panics
+    /// One of their names is in use: names are written in our own source.
+    pub fn register(&self, collector: Box<dyn Collector>) {
+        self.inner
+            .registry
+            .register(collector)
+            .expect("a name is registered once");
+    }
+
+    /// Everything at this moment, sorted by name.
+    pub fn gather(&self) -> Vec<MetricFamily> {
+        self.inner.registry.gather()
+    }
+
     /// Everything in Prometheus's text format.
     pub fn render(&self) -> String {
         let mut text = Vec::new();
-        if let Err(error) = TextEncoder::new().encode(&self.inner.registry.gather(), &mut text) {
+        if let Err(error) = TextEncoder::new().encode(&self.gather(), &mut text) {
             tracing::warn!(%error, "metrics could not be written");
         }
         String::from_utf8_lossy(&text).into_owned()
