@@ -8,9 +8,12 @@ use std::sync::Mutex;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use proptest::prelude::*;
 use prost::Message as _;
 use quorate_fabric::block::{self, BlockError};
+use quorate_fabric::config::ChannelConfig;
 use quorate_fabric::msp::{SignError, Signer};
+use quorate_fabric::policy::Policy;
 use quorate_fabric::proto::common::{Block, BlockHeader, BlockMetadataIndex};
 use quorate_fabric::proto::etcdraft;
 use serde_json::Value as Json;
@@ -176,6 +179,61 @@ fn verify(serialized: &[u8], message: &[u8], signature: &[u8]) {
     )
     .verify(message, signature)
     .unwrap();
+}
+
+#[test]
+fn every_copy_is_signed_as_its_channel_demands() {
+    let mut rule: Option<Policy> = None;
+    for (recorded, block) in &chain() {
+        if let Some(rule) = &rule {
+            for (_, mut copy) in copies(recorded, block) {
+                block::verify_signatures(&copy, rule).unwrap();
+
+                // Neither the header nor what is signed beside it may be another.
+                let stored = copy.clone();
+                copy.header.as_mut().unwrap().number += 1;
+                assert!(matches!(
+                    block::verify_signatures(&copy, rule),
+                    Err(BlockError::Signatures { .. })
+                ));
+                let mut copy = stored;
+                let mut signed = block::metadata(&copy, BlockMetadataIndex::Signatures).unwrap();
+                signed.value.push(0);
+                let signed = signed.encode_to_vec().into();
+                block::set_metadata(&mut copy, BlockMetadataIndex::Signatures, signed);
+                assert!(block::verify_signatures(&copy, rule).is_err());
+            }
+        }
+        // A configuration block is judged by the configuration before it.
+        if block::is_config(block) {
+            let config = ChannelConfig::from_block(block).unwrap();
+            rule = config.policies().get("/Channel/Orderer/BlockValidation");
+            assert!(rule.is_some());
+            // A genesis block is signed by nobody.
+            let genesis = block.header.as_ref().unwrap().number == 0;
+            assert_eq!(block::signatures(block).unwrap().is_empty(), genesis);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn damaged_blocks_never_panic(
+        number in 0usize..32,
+        flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..10),
+    ) {
+        let mut bytes = std::fs::read(folder().join(format!("{number:02}.block"))).unwrap();
+        for (place, value) in flips {
+            let length = bytes.len();
+            bytes[place.index(length)] = value;
+        }
+        if let Ok(damaged) = Block::decode(&bytes[..]) {
+            let previous = BlockHeader::default();
+            let _ = (block::check_link(&previous, &damaged), block::is_config(&damaged));
+            let _ = (block::last_config(&damaged), block::consenter_metadata(&damaged));
+            let _ = block::signatures(&damaged);
+        }
+    }
 }
 
 #[test]

@@ -5,8 +5,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use quorate_fabric::config::ChannelConfig;
 use quorate_fabric::crypto_material::{CryptoError, Material, generate};
+use quorate_fabric::envelope::{self, EnvelopeParts};
+use quorate_fabric::genesis::{BesideConfigtx, Profile};
 use quorate_fabric::msp::LocalMsp;
+use quorate_fabric::proto::common::ChannelHeader;
 use quorate_identity::x509::SigningKey;
 use time::OffsetDateTime;
 use time::macros::datetime;
@@ -208,6 +212,38 @@ fn what_is_written_is_an_msp_folder() {
     let mut after = files(output.path(), "ordererOrganizations");
     after.extend(files(output.path(), "peerOrganizations"));
     assert_eq!(after, written);
+}
+
+#[test]
+fn a_channel_can_be_made_of_it() {
+    let output = tempfile::tempdir().unwrap();
+    let material = generate(&recorded_config(), NOW).unwrap();
+    material.write(&output.path().join("crypto")).unwrap();
+    let configtx = std::fs::read_to_string(recorded().join("../configtx.yaml")).unwrap();
+    let block = Profile::read(&configtx, "Fixture3")
+        .unwrap()
+        .genesis_block(
+            &"made".parse().unwrap(),
+            &BesideConfigtx(output.path().to_owned()),
+            NOW.unix_timestamp(),
+            &[7; 24],
+        )
+        .unwrap();
+    let config = ChannelConfig::from_block(&block).unwrap();
+    assert_eq!(config.channel_id(), "made");
+
+    let signer = "peerOrganizations/org1.test/users/User1@org1.test/msp";
+    let signer = LocalMsp::load(&output.path().join("crypto").join(signer), "Org1MSP").unwrap();
+    let header = ChannelHeader {
+        channel_id: "made".to_owned(),
+        ..Default::default()
+    };
+    let envelope = envelope::sign(&header, b"data".to_vec(), b"nonce", &signer).unwrap();
+    let parts = EnvelopeParts::parse(&envelope).unwrap();
+    let signed = [parts.signed_data(&envelope).unwrap()];
+    let policy = |name: &str| config.policies().get(name).unwrap();
+    policy("/Channel/Writers").evaluate(&signed).unwrap();
+    policy("/Channel/Admins").evaluate(&signed).unwrap_err();
 }
 
 #[test]
