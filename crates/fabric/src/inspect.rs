@@ -18,6 +18,10 @@ pub use self::text::{block_text, config_text};
 use crate::proto::common::{self, HeaderType, policy::PolicyType};
 use crate::proto::{etcdraft, msp, orderer, protos};
 
+/// How deep envelopes may stand in envelopes. Real ones do so twice: a block's envelope holds a configuration, and
+/// that the envelope of the update that led to it. Deeper ones stay base64.
+const MAX_ENVELOPES: usize = 8;
+
 /// Where in a configuration's tree a group stands; it decides what the names below it mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
@@ -71,9 +75,16 @@ pub fn block(block: &common::Block) -> Value {
 /// An encoded envelope.
 #[must_use]
 pub fn envelope(encoded: &[u8]) -> Value {
+    inner_envelope(encoded, MAX_ENVELOPES)
+}
+
+fn inner_envelope(encoded: &[u8], depth: usize) -> Value {
+    let Some(depth) = depth.checked_sub(1) else {
+        return bytes(encoded);
+    };
     decoded(encoded, |envelope: common::Envelope| {
         json!({
-            "payload": decoded(&envelope.payload, payload),
+            "payload": decoded(&envelope.payload, |message| payload(message, depth)),
             "signature": bytes(&envelope.signature),
         })
     })
@@ -131,7 +142,7 @@ fn named<E: TryFrom<i32>>(number: i32, name: fn(&E) -> &'static str) -> Value {
     E::try_from(number).map_or_else(|_| number.into(), |value| name(&value).into())
 }
 
-fn payload(payload: common::Payload) -> Value {
+fn payload(payload: common::Payload, depth: usize) -> Value {
     let Some(header) = payload.header else {
         return json!({ "header": null, "data": bytes(&payload.data) });
     };
@@ -139,9 +150,11 @@ fn payload(payload: common::Payload) -> Value {
         .ok()
         .and_then(|header| HeaderType::try_from(header.r#type).ok());
     let data = match kind {
-        Some(HeaderType::Config) => decoded(&payload.data, config_envelope),
+        Some(HeaderType::Config) => {
+            decoded(&payload.data, |message| config_envelope(message, depth))
+        }
         Some(HeaderType::ConfigUpdate) => decoded(&payload.data, config_update_envelope),
-        Some(HeaderType::OrdererTransaction) if !payload.data.is_empty() => envelope(&payload.data),
+        Some(HeaderType::OrdererTransaction) => inner_envelope(&payload.data, depth),
         Some(HeaderType::DeliverSeekInfo) => decoded(&payload.data, seek_info),
         // What peers put into their transactions is none of an orderer's business.
         _ => bytes(&payload.data),
@@ -185,10 +198,11 @@ fn identity(identity: msp::SerializedIdentity) -> Value {
     json!({ "mspid": identity.mspid, "id_bytes": bytes(&identity.id_bytes) })
 }
 
-fn config_envelope(envelope: common::ConfigEnvelope) -> Value {
+fn config_envelope(envelope: common::ConfigEnvelope, depth: usize) -> Value {
+    let update = envelope.last_update;
     json!({
         "config": envelope.config.as_ref().map(config),
-        "last_update": envelope.last_update.map(|update| self::envelope(&update.encode_to_vec())),
+        "last_update": update.map(|update| inner_envelope(&update.encode_to_vec(), depth)),
     })
 }
 

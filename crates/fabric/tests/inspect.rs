@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 use prost::Message as _;
 use quorate_fabric::inspect;
-use quorate_fabric::proto::common::{Block, ConfigEnvelope, Envelope, Payload};
+use quorate_fabric::proto::common::{
+    Block, ChannelHeader, ConfigEnvelope, Envelope, Header, HeaderType, Payload,
+};
 use serde_json::Value as Json;
 
 fn file(name: &str) -> Vec<u8> {
@@ -66,6 +68,43 @@ fn what_cannot_be_decoded_stays_as_it_is() {
     let shown = inspect::envelope(&envelope.encode_to_vec());
     assert_eq!(shown["payload"], "//8=");
     assert_eq!(inspect::envelope(&[]), Json::Null);
+}
+
+#[test]
+fn envelopes_in_envelopes_come_to_an_end() {
+    // A hostile block could nest them a hundred thousand times.
+    let mut encoded = Vec::new();
+    for _ in 0..20_000 {
+        encoded = made(HeaderType::OrdererTransaction, encoded);
+    }
+    let mut shown = &inspect::envelope(&encoded);
+    let mut depth = 0;
+    while shown.is_object() {
+        shown = &shown["payload"]["data"];
+        depth += 1;
+    }
+    assert_eq!(depth, 8);
+    assert!(shown.is_string());
+}
+
+/// An encoded envelope of the given type.
+fn made(header_type: HeaderType, data: Vec<u8>) -> Vec<u8> {
+    let channel_header = ChannelHeader {
+        r#type: header_type as i32,
+        ..Default::default()
+    };
+    let payload = Payload {
+        header: Some(Header {
+            channel_header: channel_header.encode_to_vec(),
+            signature_header: Vec::new(),
+        }),
+        data,
+    };
+    Envelope {
+        payload: payload.encode_to_vec().into(),
+        ..Default::default()
+    }
+    .encode_to_vec()
 }
 
 #[test]
