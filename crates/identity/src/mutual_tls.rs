@@ -160,8 +160,13 @@ impl Roots {
                 pool.add(certificate);
             }
         }
-        *self.pool.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(pool);
+        self.set(pool);
         Ok(())
+    }
+
+    /// Replaces the pool.
+    pub fn set(&self, pool: Pool) {
+        *self.pool.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(pool);
     }
 
     fn current(&self) -> Arc<Pool> {
@@ -169,6 +174,14 @@ impl Roots {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+}
+
+impl From<Pool> for Roots {
+    fn from(pool: Pool) -> Self {
+        let roots = Self::default();
+        roots.set(pool);
+        roots
     }
 }
 

@@ -15,7 +15,7 @@ mod metrics;
 mod service;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod wire;
 
 use std::collections::{BTreeMap, HashMap};
@@ -30,7 +30,7 @@ use quorate_runtime::metrics::Metrics;
 use quorate_runtime::{Clock, Entropy, Tasks};
 use tokio::time::Instant;
 
-pub(crate) use connection::Destination;
+pub(crate) use connection::{Destination, Link, Unconnected, dial};
 pub use connection::{RECONNECT_MAX, RECONNECT_MIN};
 pub use service::{STRANGERS_MESSAGE_BYTES, StepService};
 

@@ -14,5 +14,6 @@ pub mod listener;
 pub mod metrics;
 pub mod options;
 pub mod raw;
+pub mod replication;
 pub mod statsd;
 pub mod store;

@@ -21,22 +21,21 @@ use tokio::time::timeout;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::service::Routes;
 
-use super::connection::dial;
 use super::*;
 use crate::listener::{Listener, ListenerOptions};
 use crate::raw::RawCodec;
 
-const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/fabric");
+pub(crate) const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/fabric");
 /// 2026-11-20 14:00 UTC.
 const NOW: i64 = 1_795_183_200;
 /// Longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-fn file(name: &str) -> Vec<u8> {
+pub(crate) fn file(name: &str) -> Vec<u8> {
     std::fs::read(format!("{FIXTURES}/{name}")).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-fn folder(name: &str, base: &str) -> Credentials {
+pub(crate) fn folder(name: &str, base: &str) -> Credentials {
     Credentials::from_pem(
         &file(&format!("crypto/{name}/{base}.crt")),
         &file(&format!("crypto/{name}/{base}.key")),
@@ -44,11 +43,11 @@ fn folder(name: &str, base: &str) -> Credentials {
     .unwrap()
 }
 
-fn tls_folder(index: u64) -> String {
+pub(crate) fn tls_folder(index: u64) -> String {
     format!("ordererOrganizations/orderer.test/orderers/orderer{index}.orderer.test/tls")
 }
 
-fn orderer(index: u64) -> Credentials {
+pub(crate) fn orderer(index: u64) -> Credentials {
     folder(&tls_folder(index), "server")
 }
 
@@ -62,7 +61,7 @@ fn now() -> TlsClock {
     Arc::new(|| UnixTime(NOW))
 }
 
-fn client_tls(credentials: Option<Credentials>) -> ClientTls {
+pub(crate) fn client_tls(credentials: Option<Credentials>) -> ClientTls {
     ClientTls {
         credentials,
         roots: roots(),
@@ -71,7 +70,7 @@ fn client_tls(credentials: Option<Credentials>) -> ClientTls {
     }
 }
 
-fn server_tls(credentials: Credentials) -> ServerTls {
+pub(crate) fn server_tls(credentials: Credentials) -> ServerTls {
     ServerTls {
         credentials,
         roots: roots(),
@@ -233,7 +232,7 @@ async fn pair(left: Setup, right: Setup) -> (Node, Node) {
     (left, right)
 }
 
-fn raft(text: &str) -> Bytes {
+pub(crate) fn raft(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
 }
 
