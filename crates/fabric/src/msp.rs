@@ -15,6 +15,7 @@ mod definition;
 mod folder;
 mod identity;
 mod membership;
+mod rules;
 
 use bytes::Bytes;
 

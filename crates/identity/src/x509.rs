@@ -12,13 +12,16 @@
 
 mod certificate;
 mod chain;
+mod extensions;
 mod key;
+mod name;
 pub mod pem;
 mod reader;
 mod revocation;
 
-pub use certificate::{Certificate, KeyUsage, SignatureAlgorithm};
+pub use certificate::{Certificate, SignatureAlgorithm};
 pub use chain::{ChainOptions, ExtendedUsage, Pool, chains, name_constraints_without_names};
+pub use extensions::KeyUsage;
 pub use key::{Curve, KeyKind, PublicKey, SigningKey};
 pub use revocation::RevocationList;
 

@@ -70,7 +70,7 @@ pub enum FolderError {
         /// The MSP.
         msp_id: String,
         /// Why not.
-        source: IdentityError,
+        source: Box<IdentityError>,
     },
     /// The certificate or private key is unreadable.
     #[error("the {what} of {msp_id} cannot be used")]
@@ -80,7 +80,7 @@ pub enum FolderError {
         /// The MSP.
         msp_id: String,
         /// Why not.
-        source: X509Error,
+        source: Box<X509Error>,
     },
     /// The certificate is of another key.
     #[error("the private key does not belong to the certificate of {msp_id} ({subject})")]
@@ -126,7 +126,7 @@ impl SigningIdentity {
             move |source| FolderError::Material {
                 what,
                 msp_id: msp_id.to_owned(),
-                source,
+                source: Box::new(source),
             }
         };
         let certificate = Certificate::from_pem(certificate).map_err(material("certificate"))?;
@@ -229,7 +229,7 @@ impl LocalMsp {
             .identity(signing)
             .map_err(|source| FolderError::Identity {
                 msp_id: msp_id.to_owned(),
-                source,
+                source: Box::new(source),
             })?;
         let certificate = identity.certificate().clone();
         let Some(key) = find_key(key_store, &certificate)? else {

@@ -8,7 +8,7 @@ use prost::Message as _;
 use quorate_identity::UnixTime;
 use quorate_identity::x509::{Certificate, X509Error};
 
-use super::definition::Standing;
+use super::rules::Standing;
 use super::{GO_PROTO_MALFORMED, IdentityError, Msp, MspVersion};
 use crate::proto::common::msp_identity_anonymity::MspIdentityAnonymityType;
 use crate::proto::common::msp_principal::Classification;

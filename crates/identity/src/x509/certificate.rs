@@ -1,17 +1,15 @@
 //! Certificates: the facts that Fabric's rules look at, read once from the DER.
 
 use std::fmt;
-use std::fmt::Write as _;
 use std::ops::Range;
 use std::sync::Arc;
 
 use time::{Date, Month, PrimitiveDateTime, Time};
 
+use super::extensions::{Extensions, KeyUsage, Name};
 use super::key::PublicKey;
-use super::reader::{
-    BIT_STRING, Element, OBJECT_IDENTIFIER, OCTET_STRING, Reader, SEQUENCE, SET, explicit,
-    implicit, unsigned,
-};
+use super::name::{name_text, read_name};
+use super::reader::{BIT_STRING, Element, OBJECT_IDENTIFIER, Reader, SEQUENCE, explicit, implicit};
 use super::{MAX_DER_BYTES, X509Error, pem};
 use crate::certificate::{UnixTime, Validity};
 use crate::der;
@@ -42,25 +40,6 @@ const OID_ECDSA: [(&[u8], SignatureAlgorithm); 4] = [
 /// PKCS#1; the last byte of the identifier tells the hash.
 const OID_RSA_PREFIX: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01];
 const OID_ED25519: &[u8] = &[0x2b, 0x65, 0x70];
-
-/// Extensions are `2.5.29.x`; these are the x.
-const EXTENSION_PREFIX: &[u8] = &[0x55, 0x1d];
-const SUBJECT_KEY_ID: u8 = 14;
-const KEY_USAGE: u8 = 15;
-const SUBJECT_ALTERNATIVE_NAME: u8 = 17;
-const BASIC_CONSTRAINTS: u8 = 19;
-const NAME_CONSTRAINTS: u8 = 30;
-const CRL_DISTRIBUTION_POINTS: u8 = 31;
-const CERTIFICATE_POLICIES: u8 = 32;
-const AUTHORITY_KEY_ID: u8 = 35;
-const EXTENDED_KEY_USAGE: u8 = 37;
-/// `1.3.6.1.5.5.7.1.1`, where to ask about the certificate.
-const OID_AUTHORITY_INFO: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x01, 0x01];
-
-/// `1.3.6.1.5.5.7.3`, and in it 1 for servers and 2 for clients.
-const EXTENDED_USAGE_PREFIX: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03];
-/// `2.5.29.37.0`
-const ANY_EXTENDED_USAGE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
 
 /// How a certificate or list says that it was signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -114,36 +93,6 @@ impl SignatureAlgorithm {
     }
 }
 
-/// The bits of a key usage extension; none set if there is no extension.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct KeyUsage(u16);
-
-impl KeyUsage {
-    /// Whether the key may sign data.
-    #[must_use]
-    pub const fn digital_signature(self) -> bool {
-        self.0 & 1 != 0
-    }
-
-    /// Whether the key may sign certificates.
-    #[must_use]
-    pub const fn certificate_sign(self) -> bool {
-        self.0 & 1 << 5 != 0
-    }
-
-    /// Whether the key may sign revocation lists.
-    #[must_use]
-    pub const fn revocation_sign(self) -> bool {
-        self.0 & 1 << 6 != 0
-    }
-
-    /// Whether there is no extension, or one that allows nothing.
-    #[must_use]
-    pub const fn is_unspecified(self) -> bool {
-        self.0 == 0
-    }
-}
-
 /// A certificate with the facts that membership rules look at. Cheap to clone; equal if the DER is equal.
 #[derive(Clone)]
 pub struct Certificate(Arc<Facts>);
@@ -165,44 +114,6 @@ struct Facts {
     validity: Validity,
     public_key: PublicKey,
     extensions: Extensions,
-}
-
-#[derive(Default)]
-pub(super) struct Extensions {
-    pub(super) has_basic_constraints: bool,
-    pub(super) is_ca: bool,
-    pub(super) max_path: Option<u32>,
-    pub(super) key_usage: KeyUsage,
-    /// `None`: no extension, so any.
-    pub(super) extended_usage: Option<ExtendedUsages>,
-    pub(super) subject_key_id: Option<Vec<u8>>,
-    pub(super) authority_key_id: Option<Vec<u8>>,
-    pub(super) has_names: bool,
-    pub(super) names: Vec<Name>,
-    pub(super) name_constraints: Option<NameConstraints>,
-    pub(super) unhandled_critical: bool,
-}
-
-#[derive(Default, Clone, Copy)]
-pub(super) struct ExtendedUsages {
-    pub(super) any: bool,
-    pub(super) server: bool,
-    pub(super) client: bool,
-}
-
-/// An alternative name of the subject.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Name {
-    Mail(String),
-    Dns(String),
-    Uri(String),
-    Ip(Vec<u8>),
-}
-
-#[derive(Default)]
-pub(super) struct NameConstraints {
-    pub(super) permitted: Vec<Name>,
-    pub(super) excluded: Vec<Name>,
 }
 
 impl Certificate {
@@ -558,96 +469,6 @@ impl fmt::Debug for Certificate {
     }
 }
 
-impl Extensions {
-    /// Reads the content of the explicit tag around the extensions.
-    fn read(content: &[u8]) -> Result<Self, X509Error> {
-        let malformed = || X509Error::Malformed("extension");
-        let mut outer = Reader::new(content);
-        let mut list = Reader::new(outer.expect(SEQUENCE).ok_or_else(malformed)?);
-        if !outer.is_empty() {
-            return Err(malformed());
-        }
-        let mut found = Self::default();
-        let mut seen: Vec<&[u8]> = Vec::new();
-        while !list.is_empty() {
-            let (oid, critical, value) = read_extension(&mut list).ok_or_else(malformed)?;
-            if seen.contains(&oid) {
-                return Err(X509Error::Malformed(
-                    "certificate: contains duplicate extensions",
-                ));
-            }
-            seen.push(oid);
-            let understood = match oid.strip_prefix(EXTENSION_PREFIX) {
-                Some([number]) => found.read_one(*number, value)?,
-                _ => oid == OID_AUTHORITY_INFO,
-            };
-            found.unhandled_critical |= critical && !understood;
-        }
-        Ok(found)
-    }
-
-    /// Reads one extension; false if we do not understand it or not all of it.
-    fn read_one(&mut self, number: u8, value: &[u8]) -> Result<bool, X509Error> {
-        match number {
-            SUBJECT_KEY_ID => {
-                let id = Reader::new(value)
-                    .expect(OCTET_STRING)
-                    .ok_or(X509Error::Malformed("subject key identifier"))?;
-                self.subject_key_id = Some(id.to_vec());
-            }
-            AUTHORITY_KEY_ID => {
-                self.authority_key_id = read_authority_key_id(value)
-                    .ok_or(X509Error::Malformed("authority key identifier"))?
-                    .map(<[u8]>::to_vec);
-            }
-            KEY_USAGE => {
-                self.key_usage = read_key_usage(value).ok_or(X509Error::Malformed("key usage"))?;
-            }
-            BASIC_CONSTRAINTS => {
-                (self.is_ca, self.max_path) = read_basic_constraints(value)
-                    .ok_or(X509Error::Malformed("basic constraints"))?;
-                self.has_basic_constraints = true;
-            }
-            EXTENDED_KEY_USAGE => {
-                self.extended_usage = read_extended_usage(value)
-                    .ok_or(X509Error::Malformed("extended key usages"))?;
-            }
-            SUBJECT_ALTERNATIVE_NAME => {
-                self.names = Reader::new(value)
-                    .expect(SEQUENCE)
-                    .and_then(read_names)
-                    .ok_or(X509Error::Malformed("subject alternative name"))?;
-                self.has_names = true;
-                return Ok(!self.names.is_empty());
-            }
-            NAME_CONSTRAINTS => {
-                let (constraints, understood) =
-                    read_name_constraints(value).ok_or(X509Error::Malformed("name constraints"))?;
-                self.name_constraints = Some(constraints);
-                return Ok(understood);
-            }
-            CRL_DISTRIBUTION_POINTS | CERTIFICATE_POLICIES => {}
-            _ => return Ok(false),
-        }
-        Ok(true)
-    }
-}
-
-/// One extension: identifier, critical, value.
-pub(super) fn read_extension<'a>(list: &mut Reader<'a>) -> Option<(&'a [u8], bool, &'a [u8])> {
-    let mut fields = Reader::new(list.expect(SEQUENCE)?);
-    let oid = fields.expect(OBJECT_IDENTIFIER)?;
-    let critical = fields.default_false()?;
-    let value = fields.expect(OCTET_STRING)?;
-    fields.is_empty().then_some((oid, critical, value))
-}
-
-/// The key identifier in an authority key identifier; `Some(None)` if it has other parts only.
-#[allow(clippy::option_option)]
-pub(super) fn read_authority_key_id(value: &[u8]) -> Option<Option<&[u8]>> {
-    Reader::new(Reader::new(value).expect(SEQUENCE)?).optional(implicit(0))
-}
-
 fn read_version(fields: &mut Reader<'_>) -> Option<u8> {
     let Some(content) = fields.optional(explicit(0))? else {
         return Some(1);
@@ -703,230 +524,6 @@ pub(super) fn read_time(from: &mut Reader<'_>) -> Option<UnixTime> {
     ))
 }
 
-fn read_key_usage(value: &[u8]) -> Option<KeyUsage> {
-    let (&unused, bytes) = Reader::new(value).expect(BIT_STRING)?.split_first()?;
-    if unused > 7 || (bytes.is_empty() && unused > 0) {
-        return None;
-    }
-    let mut bits = 0_u16;
-    for (at, byte) in bytes.iter().take(2).enumerate() {
-        bits |= u16::from(byte.reverse_bits()) << (8 * at);
-    }
-    Some(KeyUsage(bits))
-}
-
-fn read_basic_constraints(value: &[u8]) -> Option<(bool, Option<u32>)> {
-    let mut fields = Reader::new(Reader::new(value).expect(SEQUENCE)?);
-    let is_ca = fields.default_false()?;
-    let max_path = if fields.is_empty() {
-        None
-    } else {
-        let number = unsigned(fields.integer()?)?;
-        if number.len() > 4 {
-            return None;
-        }
-        Some(
-            number
-                .iter()
-                .fold(0_u32, |number, byte| number << 8 | u32::from(*byte)),
-        )
-    };
-    Some((is_ca, max_path))
-}
-
-#[allow(clippy::option_option)]
-fn read_extended_usage(value: &[u8]) -> Option<Option<ExtendedUsages>> {
-    let mut list = Reader::new(Reader::new(value).expect(SEQUENCE)?);
-    if list.is_empty() {
-        // A list of nothing restricts nothing, says Go.
-        return Some(None);
-    }
-    let mut found = ExtendedUsages::default();
-    while !list.is_empty() {
-        let oid = list.expect(OBJECT_IDENTIFIER)?;
-        match oid.strip_prefix(EXTENDED_USAGE_PREFIX) {
-            Some([1]) => found.server = true,
-            Some([2]) => found.client = true,
-            _ => found.any |= oid == ANY_EXTENDED_USAGE,
-        }
-    }
-    Some(Some(found))
-}
-
-/// Alternative names of the kinds that we know; others are passed over.
-fn read_names(content: &[u8]) -> Option<Vec<Name>> {
-    let mut list = Reader::new(content);
-    let mut names = Vec::new();
-    while !list.is_empty() {
-        let element = list.element()?;
-        if let Some(name) = read_general_name(element)? {
-            if matches!(&name, Name::Ip(bytes) if bytes.len() != 4 && bytes.len() != 16) {
-                return None;
-            }
-            names.push(name);
-        }
-    }
-    Some(names)
-}
-
-#[allow(clippy::option_option)]
-fn read_general_name(element: Element<'_>) -> Option<Option<Name>> {
-    let text = || {
-        std::str::from_utf8(element.content)
-            .ok()
-            .filter(|text| text.is_ascii())
-            .map(str::to_owned)
-    };
-    Some(Some(match element.tag {
-        tag if tag == implicit(1) => Name::Mail(text()?),
-        tag if tag == implicit(2) => Name::Dns(text()?),
-        tag if tag == implicit(6) => Name::Uri(text()?),
-        tag if tag == implicit(7) => Name::Ip(element.content.to_vec()),
-        _ => return Some(None),
-    }))
-}
-
-fn read_name_constraints(value: &[u8]) -> Option<(NameConstraints, bool)> {
-    let mut understood = true;
-    let mut subtrees = |content: Option<&[u8]>| {
-        let mut names = Vec::new();
-        let mut list = Reader::new(content.unwrap_or_default());
-        while !list.is_empty() {
-            let mut subtree = Reader::new(list.expect(SEQUENCE)?);
-            match read_general_name(subtree.element()?)? {
-                Some(Name::Ip(bytes)) if bytes.len() != 8 && bytes.len() != 32 => return None,
-                Some(name) => names.push(name),
-                None => understood = false,
-            }
-        }
-        Some(names)
-    };
-    let mut outer = Reader::new(value);
-    let mut fields = Reader::new(outer.expect(SEQUENCE)?);
-    let constraints = NameConstraints {
-        permitted: subtrees(fields.optional(explicit(0))?)?,
-        excluded: subtrees(fields.optional(explicit(1))?)?,
-    };
-    (fields.is_empty() && outer.is_empty()).then_some((constraints, understood))
-}
-
-/// The parts of a distinguished name: for each relative name its types (short, or dotted) and values.
-fn read_name(content: &[u8]) -> Option<Vec<Vec<(String, String)>>> {
-    let mut sequence = Reader::new(content);
-    let mut names = Vec::new();
-    while !sequence.is_empty() {
-        let mut set = Reader::new(sequence.expect(SET)?);
-        let mut name = Vec::new();
-        while !set.is_empty() {
-            let mut pair = Reader::new(set.expect(SEQUENCE)?);
-            let oid = pair.expect(OBJECT_IDENTIFIER)?;
-            let value = pair.element()?;
-            if !pair.is_empty() {
-                return None;
-            }
-            name.push((attribute(oid), read_string(value)?));
-        }
-        names.push(name);
-    }
-    Some(names)
-}
-
-fn attribute(oid: &[u8]) -> String {
-    let short = match oid.strip_prefix(&[0x55, 0x04]) {
-        Some([3]) => "CN",
-        Some([5]) => "SERIALNUMBER",
-        Some([6]) => "C",
-        Some([7]) => "L",
-        Some([8]) => "ST",
-        Some([9]) => "STREET",
-        Some([10]) => "O",
-        Some([11]) => "OU",
-        Some([17]) => "POSTALCODE",
-        _ => return dotted(oid),
-    };
-    short.to_owned()
-}
-
-/// An object identifier in its usual notation.
-fn dotted(oid: &[u8]) -> String {
-    let mut out = String::new();
-    let mut number = 0_u64;
-    for byte in oid {
-        number = number.wrapping_shl(7) | u64::from(byte & 0x7f);
-        if *byte < 0x80 {
-            if out.is_empty() {
-                let first = (number / 40).min(2);
-                let _ = write!(out, "{first}.{}", number - 40 * first);
-            } else {
-                let _ = write!(out, ".{number}");
-            }
-            number = 0;
-        }
-    }
-    out
-}
-
-fn read_string(value: Element<'_>) -> Option<String> {
-    let ascii = |allowed: fn(&u8) -> bool| {
-        value
-            .content
-            .iter()
-            .all(allowed)
-            .then(|| value.content.iter().map(|byte| char::from(*byte)).collect())
-    };
-    match value.tag {
-        0x0c => std::str::from_utf8(value.content).ok().map(str::to_owned),
-        0x12 => ascii(|byte| byte.is_ascii_digit() || *byte == b' '),
-        0x13 => ascii(|byte| {
-            // `*` and `&` are not in the standard's set, but in many certificates.
-            byte.is_ascii_alphanumeric() || b" '()+,-./:=?*&".contains(byte)
-        }),
-        // Teletex is read as Latin-1 everywhere.
-        0x14 => ascii(|_| true),
-        0x16 => ascii(u8::is_ascii),
-        0x1e => {
-            let (units, rest) = value.content.as_chunks::<2>();
-            let units: Vec<u16> = units.iter().map(|unit| u16::from_be_bytes(*unit)).collect();
-            String::from_utf16(&units).ok().filter(|_| rest.is_empty())
-        }
-        _ => None,
-    }
-}
-
-/// A name as text, the last relative name first, as RFC 2253 has it.
-fn name_text(names: &[Vec<(String, String)>]) -> String {
-    let relative: Vec<String> = names
-        .iter()
-        .rev()
-        .map(|name| {
-            let pairs: Vec<String> = name
-                .iter()
-                .map(|(kind, value)| format!("{kind}={}", escaped(value)))
-                .collect();
-            pairs.join("+")
-        })
-        .collect();
-    relative.join(",")
-}
-
-fn escaped(value: &str) -> String {
-    let mut out = String::with_capacity(value.len());
-    let last = value.chars().count().saturating_sub(1);
-    for (at, letter) in value.chars().enumerate() {
-        let special = match letter {
-            ',' | '+' | '"' | '\\' | '<' | '>' | ';' => true,
-            ' ' => at == 0 || at == last,
-            '#' => at == 0,
-            _ => false,
-        };
-        if special {
-            out.push('\\');
-        }
-        out.push(letter);
-    }
-    out
-}
-
 /// A big-endian number in decimal digits. Negative ones (which nobody should issue) are written with their sign.
 fn decimal(content: &[u8]) -> String {
     let negative = content.first().is_some_and(|byte| *byte >= 0x80);
@@ -972,15 +569,6 @@ mod tests {
             "1099511627775"
         );
         assert_eq!(decimal(&[0xff]), "-1");
-    }
-
-    #[test]
-    fn object_identifiers_are_written_with_dots() {
-        assert_eq!(
-            dotted(&[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01]),
-            "1.2.840.10045.2.1"
-        );
-        assert_eq!(dotted(&[0x55, 0x04, 0x61]), "2.5.4.97");
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! bounded.
 
 use super::X509Error;
-use super::certificate::{Certificate, Name};
+use super::certificate::Certificate;
+use super::extensions::Name;
 use crate::certificate::UnixTime;
 
 /// The most signatures that one search checks.

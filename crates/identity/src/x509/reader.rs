@@ -91,7 +91,6 @@ impl<'a> Reader<'a> {
     }
 
     /// The content of the next element if it has this tag; `Some(None)` if another one comes.
-    #[allow(clippy::option_option)]
     pub(super) fn optional(&mut self, tag: u8) -> Option<Option<&'a [u8]>> {
         if self.next_is(tag) {
             self.expect(tag).map(Some)

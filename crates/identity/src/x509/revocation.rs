@@ -3,9 +3,8 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use super::certificate::{
-    Certificate, SignatureAlgorithm, read_authority_key_id, read_extension, read_time,
-};
+use super::certificate::{Certificate, SignatureAlgorithm, read_time};
+use super::extensions::{read_authority_key_id, read_extension};
 use super::reader::{INTEGER, Reader, SEQUENCE, explicit, unsigned};
 use super::{MAX_DER_BYTES, X509Error, pem};
 
