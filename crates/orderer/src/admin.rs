@@ -148,6 +148,9 @@ pub enum JoinError {
     /// The channel is being removed.
     #[error("cannot join: channel pending removal")]
     PendingRemoval,
+    /// It could not be removed, and nothing but a restart helps.
+    #[error("cannot join: channel removal failure")]
+    RemovalFailed,
     /// Another channel is about to be created from the same block; also anything else that went wrong.
     #[error("cannot join: {0}")]
     Failed(String),

@@ -91,6 +91,8 @@ pub struct Start {
     pub clock: Clock,
     /// What operators see.
     pub metrics: ChannelMetrics,
+    /// Called when the group's first write is durable: before that it has promised nothing to anybody.
+    pub begun: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// What a handle shares with its task.
@@ -197,6 +199,7 @@ pub fn start(start: Start, tasks: &Tasks) -> Result<ChannelHandle, SetupError> {
         replication: start.replication,
         clock: start.clock,
         metrics: start.metrics,
+        begun: start.begun,
         gauges,
         view: view_out,
         leader: leader_out,
@@ -242,6 +245,7 @@ struct Shell {
     replication: Arc<dyn Replication>,
     clock: Clock,
     metrics: ChannelMetrics,
+    begun: Option<Box<dyn FnOnce() + Send>>,
     gauges: Gauges,
     view: watch::Sender<View>,
     leader: watch::Sender<u64>,
@@ -291,7 +295,12 @@ impl Shell {
             tokio::select! {
                 () = shutdown.requested() => break,
                 Some(done) = done.recv() => match done {
-                    Done::Written(number) => self.tell(Event::Written(number)),
+                    Done::Written(number) => {
+                        if let Some(begun) = self.begun.take() {
+                            begun();
+                        }
+                        self.tell(Event::Written(number));
+                    }
                     Done::LogFailed(reason) => {
                         error!(target: LOG, channel = %self.name, node = self.core.raft_id(),
                             "The channel stops: the consensus log failed: {reason}");

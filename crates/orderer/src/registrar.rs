@@ -1,0 +1,255 @@
+//! Which channels this orderer has, and what it is to each of them.
+//!
+//! One task owns that knowledge ([`Desk`]): it opens the chains on disk, joins and removes channels for the
+//! participation API, turns a consenter that was removed into a follower and a follower that was added into a consenter.
+//! Everybody else reads a table that it replaces as a whole. What a consenter does is in [`crate::channel`], what a follower
+//! does in [`crate::follower`]; the way from a chain on disk to a running consenter is in `consenter`.
+//!
+//! Start reading at [`Registrar`].
+
+mod consenter;
+mod desk;
+mod doors;
+mod incarnation;
+mod join;
+mod wiring;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use quorate_consensus::{GroupId, Log, Recovered};
+use quorate_fabric::config::ChannelConfig;
+use quorate_fabric::msp::Signer;
+use quorate_identity::mutual_tls::public_key;
+use quorate_runtime::{Clock, Entropy, Tasks};
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use self::consenter::StartError;
+use self::desk::{Desk, Request};
+pub use self::incarnation::IncarnationError;
+use crate::admin::{ChannelInfo, ChannelStatus, ConsensusRelation, JoinError, RemoveError};
+use crate::broadcast::Checker;
+use crate::channel::{ChannelHandle, ChannelMetrics};
+use crate::checks::Rules;
+use crate::cluster::Transport;
+use crate::follower::Follower;
+use crate::replication::PullerContext;
+use crate::store::{Ledgers, StoreError};
+
+const LOG: &str = "orderer.commmon.multichannel";
+
+/// Requests that wait for the registrar: operators make them one at a time, and each channel tells of its end once.
+const MAX_REQUESTS: usize = 64;
+
+/// What all channels of a process share.
+pub struct Premises {
+    /// The ledgers.
+    pub ledgers: Ledgers,
+    /// The log of all Raft groups.
+    pub log: Log,
+    /// What was found in it, until a channel claims it.
+    pub recovered: Mutex<BTreeMap<GroupId, Recovered>>,
+    /// `Consensus.WALDir`.
+    pub wal: PathBuf,
+    /// `Consensus.SnapDir`.
+    pub snapshots: PathBuf,
+    /// To the other orderers.
+    pub transport: Transport,
+    /// How blocks of other orderers are pulled.
+    pub puller: PullerContext,
+    /// Signs blocks.
+    pub signer: Arc<dyn Signer>,
+    /// Checks what other orderers forward.
+    pub checker: Checker,
+    /// The public key of the certificate that our cluster listener shows: by it we find ourselves among consenters.
+    pub server_key: Vec<u8>,
+    /// How messages are checked.
+    pub rules: Rules,
+    /// `Consensus.TickIntervalOverride`.
+    pub tick_override: Option<Duration>,
+    /// `Consensus.EvictionSuspicion`.
+    pub eviction_suspicion: Duration,
+    /// The time.
+    pub clock: Clock,
+    /// Nonces, jitter, names.
+    pub entropy: Entropy,
+    /// What operators see of channels.
+    pub channel_metrics: ChannelMetrics,
+}
+
+impl Premises {
+    /// Whether a certificate is the one that our cluster listener shows, or another one for the same key.
+    fn is_ours(&self, server_certificate: &[u8]) -> bool {
+        public_key(server_certificate).is_ok_and(|key| key == self.server_key)
+    }
+
+    fn is_member(&self, config: &ChannelConfig) -> bool {
+        let consenters = &config.raft_metadata().consenters;
+        consenters
+            .iter()
+            .any(|consenter| self.is_ours(&consenter.server_tls_cert))
+    }
+
+    fn claim(&self, id: GroupId) -> Option<Recovered> {
+        self.unclaimed().remove(&id)
+    }
+
+    fn unclaimed(&self) -> std::sync::MutexGuard<'_, BTreeMap<GroupId, Recovered>> {
+        self.recovered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What this orderer is to one channel.
+#[derive(Clone)]
+enum Part {
+    /// It orders, together with others.
+    Consenter(Arc<Consenter>),
+    /// It copies blocks.
+    Follower(Follower),
+    /// It is leaving.
+    Leaving(ChannelInfo),
+    /// It cannot do anything, for a reason that was logged.
+    Failed {
+        info: ChannelInfo,
+        /// Whether it failed in leaving: then nothing but a restart helps.
+        leaving: bool,
+    },
+}
+
+/// A channel that this orderer is a consenter of.
+struct Consenter {
+    handle: ChannelHandle,
+    outage: watch::Receiver<bool>,
+}
+
+type Table = BTreeMap<String, Part>;
+
+/// The channels of this orderer. Cheap to clone.
+#[derive(Clone)]
+pub struct Registrar {
+    premises: Arc<Premises>,
+    table: Arc<ArcSwap<Table>>,
+    requests: mpsc::Sender<Request>,
+}
+
+/// The channels cannot be opened at all.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistrarError {
+    /// The ledgers.
+    #[error("the ledgers cannot be read")]
+    Store(#[from] StoreError),
+    /// A part of us panicked.
+    #[error(transparent)]
+    Panicked(#[from] quorate_runtime::tasks::TaskFailure),
+}
+
+impl Registrar {
+    /// Opens every channel on disk and starts serving it. A channel that cannot be opened does not keep the others from
+    /// being served: it is shown as failed, and the log says why.
+    ///
+    /// # Errors
+    /// [`RegistrarError`].
+    pub async fn start(premises: Premises, tasks: &Tasks) -> Result<Self, RegistrarError> {
+        let premises = Arc::new(premises);
+        let table = Arc::new(ArcSwap::default());
+        let (requests, incoming) = mpsc::channel(MAX_REQUESTS);
+        let registrar = Self {
+            premises: premises.clone(),
+            table: table.clone(),
+            requests: requests.clone(),
+        };
+        let mut desk = Desk::new(premises, table, requests, tasks);
+        desk.open().await?;
+        tasks.spawn_essential("registrar", desk.run(incoming));
+        Ok(registrar)
+    }
+
+    fn part(&self, channel: &str) -> Option<Part> {
+        self.table.load().get(channel).cloned()
+    }
+
+    /// The names of all channels.
+    pub fn channels(&self) -> Vec<String> {
+        self.table.load().keys().cloned().collect()
+    }
+
+    /// What this orderer is to a channel, and how far it is.
+    pub fn info(&self, channel: &str) -> Option<ChannelInfo> {
+        self.part(channel).map(|part| describe(channel, &part))
+    }
+
+    /// The channel, if this orderer is a consenter of it.
+    pub fn consenter(&self, channel: &str) -> Option<ChannelHandle> {
+        match self.part(channel)? {
+            Part::Consenter(consenter) => Some(consenter.handle.clone()),
+            _ => None,
+        }
+    }
+
+    /// Joins the channel of a block.
+    ///
+    /// # Errors
+    /// [`JoinError`].
+    pub async fn join(&self, block: Bytes) -> Result<ChannelInfo, JoinError> {
+        let (reply, answer) = oneshot::channel();
+        let stopping = || JoinError::Failed("the orderer is stopping".to_owned());
+        self.requests
+            .send(Request::Join(block, reply))
+            .await
+            .map_err(|_| stopping())?;
+        answer.await.unwrap_or_else(|_| Err(stopping()))
+    }
+
+    /// Leaves a channel. Returns when that has begun; it ends by itself, after a crash too.
+    ///
+    /// # Errors
+    /// [`RemoveError`].
+    pub async fn remove(&self, channel: &str) -> Result<(), RemoveError> {
+        let (reply, answer) = oneshot::channel();
+        let stopping = || RemoveError::Failed("the orderer is stopping".to_owned());
+        self.requests
+            .send(Request::Remove(channel.to_owned(), reply))
+            .await
+            .map_err(|_| stopping())?;
+        answer.await.unwrap_or_else(|_| Err(stopping()))
+    }
+}
+
+fn describe(channel: &str, part: &Part) -> ChannelInfo {
+    let (consensus_relation, status, height) = match part {
+        Part::Consenter(consenter) => (
+            ConsensusRelation::Consenter,
+            ChannelStatus::Active,
+            consenter.handle.store().height(),
+        ),
+        Part::Follower(follower) => {
+            let state = follower.state();
+            let relation = if state.is_member {
+                ConsensusRelation::Consenter
+            } else {
+                ConsensusRelation::Follower
+            };
+            let status = if state.failed {
+                ChannelStatus::Failed
+            } else if state.onboarding {
+                ChannelStatus::Onboarding
+            } else {
+                ChannelStatus::Active
+            };
+            (relation, status, follower.store().height())
+        }
+        Part::Leaving(info) | Part::Failed { info, .. } => return info.clone(),
+    };
+    ChannelInfo {
+        name: channel.to_owned(),
+        consensus_relation,
+        status,
+        height,
+    }
+}

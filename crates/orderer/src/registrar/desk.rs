@@ -1,0 +1,590 @@
+//! The one who knows what this orderer is to its channels, and changes it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use quorate_fabric::config::ChannelConfig;
+use quorate_runtime::Tasks;
+use quorate_runtime::tasks::{blocking, chain};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, info, warn};
+
+use super::consenter::{Chain, StartError};
+use super::incarnation::{self, Incarnation};
+use super::join::JoinBlock;
+use super::{Consenter, LOG, Part, Premises, RegistrarError, Table, describe};
+use crate::admin::{ChannelInfo, ChannelStatus, ConsensusRelation, JoinError, RemoveError};
+use crate::channel::{ChannelHandle, Halt};
+use crate::follower::{self, FollowerStart, Target};
+use crate::store::{BlockStore, StoreError};
+
+/// How long the tasks of a channel may take to stop before they are cut off, which loses nothing.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// In clusters up to this size a leader is not asked for before blocks are delivered: Fabric does not, for one of two
+/// orderers could never deliver alone.
+const SMALL_CLUSTER: usize = 2;
+
+/// What the registrar is asked, or told by a channel.
+pub(super) enum Request {
+    /// Join the channel of this block.
+    Join(Bytes, oneshot::Sender<Result<ChannelInfo, JoinError>>),
+    /// Leave a channel.
+    Remove(String, oneshot::Sender<Result<(), RemoveError>>),
+    /// A consenter has stopped.
+    Halted(String, Life, Halt),
+    /// A follower has become a consenter.
+    Promoted(String, Life),
+    /// A channel has been left, or could not be.
+    Left(String, Life, Result<(), String>),
+}
+
+/// Tells one part that we played in a channel from the next one, whose tasks may already run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Life(u64);
+
+struct Entry {
+    part: Part,
+    life: Life,
+    tasks: Tasks,
+}
+
+pub(super) struct Desk {
+    premises: Arc<Premises>,
+    entries: BTreeMap<String, Entry>,
+    table: Arc<ArcSwap<Table>>,
+    requests: mpsc::Sender<Request>,
+    tasks: Tasks,
+    lives: u64,
+}
+
+impl Desk {
+    pub(super) fn new(
+        premises: Arc<Premises>,
+        table: Arc<ArcSwap<Table>>,
+        requests: mpsc::Sender<Request>,
+        tasks: &Tasks,
+    ) -> Self {
+        Self {
+            premises,
+            entries: BTreeMap::new(),
+            table,
+            requests,
+            tasks: tasks.clone(),
+            lives: 0,
+        }
+    }
+
+    /// Opens what is on disk.
+    pub(super) async fn open(&mut self) -> Result<(), RegistrarError> {
+        let premises = self.premises.clone();
+        let (channels, joins) = blocking("reading the folder of ledgers", move || {
+            let channels = premises.ledgers.channels()?;
+            Ok::<_, StoreError>((channels, premises.ledgers.join_blocks()?))
+        })
+        .await??;
+        let names: std::collections::BTreeSet<String> =
+            channels.into_iter().chain(joins.keys().cloned()).collect();
+        for name in names {
+            let life = self.life();
+            let tasks = self.tasks.child(&format!("channel {name}"));
+            let part = match self.reopen(&name, joins.get(&name), life, &tasks).await {
+                Ok(Some(part)) => part,
+                Ok(None) => {
+                    warn!(target: LOG, channel = %name, "Channel {name} has neither blocks nor a block to join with; ignoring it");
+                    continue;
+                }
+                Err(reason) => {
+                    error!(target: LOG, channel = %name, "Channel {name} cannot be served: {reason}");
+                    failed(&name)
+                }
+            };
+            self.entries.insert(name, Entry { part, life, tasks });
+        }
+        // Groups of channels that were left when the process died in the midst of it.
+        let orphans: Vec<_> = std::mem::take(&mut *self.premises.unclaimed())
+            .into_keys()
+            .collect();
+        for group in orphans {
+            self.premises.log.remove(group, Box::new(|_| ()));
+        }
+        self.publish();
+        info!(target: LOG, "Registrar initialized with {} channel(s)", self.entries.len());
+        Ok(())
+    }
+
+    async fn reopen(
+        &mut self,
+        name: &str,
+        join: Option<&Bytes>,
+        life: Life,
+        tasks: &Tasks,
+    ) -> Result<Option<Part>, String> {
+        let join = match join {
+            None => None,
+            Some(bytes) => match JoinBlock::judge(bytes.clone(), &self.premises) {
+                Ok(join) if join.channel == name => Some(join),
+                Ok(join) => {
+                    return Err(format!(
+                        "its join block is that of channel {}",
+                        join.channel
+                    ));
+                }
+                Err(reason) => return Err(format!("its join block cannot be used: {reason}")),
+            },
+        };
+        let ledgers = self.premises.ledgers.clone();
+        let (channel, wanted) = (name.to_owned(), join.is_some());
+        let opened = blocking("opening a ledger", move || {
+            if wanted {
+                ledgers.get_or_create(&channel).map(Some)
+            } else {
+                ledgers.get(&channel)
+            }
+        });
+        let Some(store) = flatten(opened.await)? else {
+            return Ok(None);
+        };
+        if let Some(join) = join {
+            if store.height() <= join.number() {
+                return self.join_ledger(join, store, life, tasks).await.map(Some);
+            }
+            let (ledgers, channel) = (self.premises.ledgers.clone(), name.to_owned());
+            let removed = blocking("removal of a join block", move || {
+                ledgers.remove_join_block(&channel)
+            });
+            flatten(removed.await)?;
+        }
+        self.play(name, store, Target::Here, life, tasks).await
+    }
+
+    /// Takes the part that the chain's newest configuration gives us; `None` if there are no blocks. A follower has to come
+    /// to `target` first.
+    async fn play(
+        &mut self,
+        name: &str,
+        store: BlockStore,
+        target: Target,
+        life: Life,
+        tasks: &Tasks,
+    ) -> Result<Option<Part>, String> {
+        let (premises, owner) = (self.premises.clone(), tasks.clone());
+        let wants_to_serve = matches!(target, Target::Here);
+        let started = blocking("starting a channel", move || {
+            let Some(chain) = Chain::read(store)? else {
+                return Ok(None);
+            };
+            Ok::<_, StartError>(Some(match chain.raft_id(&premises)? {
+                Some(raft_id) if wants_to_serve => {
+                    Started::Consenter(chain.serve(raft_id, &premises, &owner)?)
+                }
+                _ => Started::Follower(chain.store, chain.config),
+            }))
+        });
+        Ok(match flatten(started.await)? {
+            None => None,
+            Some(Started::Consenter(handle)) => Some(self.watch(name, handle, life, tasks)),
+            Some(Started::Follower(store, config)) => {
+                Some(self.follow(name, store, config, target, life, tasks))
+            }
+        })
+    }
+
+    /// Passes on what happens to a consenter.
+    fn watch(&self, name: &str, handle: ChannelHandle, life: Life, tasks: &Tasks) -> Part {
+        let (outage_out, outage) = watch::channel(false);
+        let (mut leader, mut view, mut halted) = (handle.leader(), handle.view(), handle.halted());
+        let (requests, channel) = (self.requests.clone(), name.to_owned());
+        tasks.spawn(format!("watch over channel {name}"), async move {
+            loop {
+                let small = view.borrow_and_update().consenters.len() <= SMALL_CLUSTER;
+                let leaderless = *leader.borrow_and_update() == 0;
+                outage_out.send_if_modified(|outage| {
+                    let before = std::mem::replace(outage, leaderless && !small);
+                    before != *outage
+                });
+                let halt = halted.borrow_and_update().clone();
+                if let Some(halt) = halt {
+                    // Nobody listens any more when the process stops.
+                    let _ = requests.send(Request::Halted(channel, life, halt)).await;
+                    return;
+                }
+                let gone = tokio::select! {
+                    changed = leader.changed() => changed.is_err(),
+                    changed = view.changed() => changed.is_err(),
+                    changed = halted.changed() => changed.is_err(),
+                };
+                // The channel's task was asked to stop, or has just said why it did.
+                if gone && halted.borrow().is_none() {
+                    return;
+                }
+            }
+        });
+        Part::Consenter(Arc::new(Consenter { handle, outage }))
+    }
+
+    fn follow(
+        &self,
+        name: &str,
+        store: BlockStore,
+        config: Arc<ChannelConfig>,
+        target: Target,
+        life: Life,
+        tasks: &Tasks,
+    ) -> Part {
+        let (premises, requests, channel) = (
+            self.premises.clone(),
+            self.requests.clone(),
+            name.to_owned(),
+        );
+        let teller = tasks.clone();
+        let follower = follower::start(
+            FollowerStart {
+                name: name.to_owned(),
+                store,
+                ledgers: self.premises.ledgers.clone(),
+                config,
+                target,
+                puller: self.premises.puller.clone(),
+                is_member: Arc::new(move |config| premises.is_member(config)),
+                promoted: Box::new(move || {
+                    teller.spawn("news of a new consenter", async move {
+                        // Nobody listens any more when the process stops.
+                        let _ = requests.send(Request::Promoted(channel, life)).await;
+                    });
+                }),
+            },
+            tasks,
+        );
+        info!(target: LOG, channel = %name, "Created and started a follower.Chain for channel {name}");
+        Part::Follower(follower)
+    }
+
+    /// Works until the process stops.
+    pub(super) async fn run(mut self, mut incoming: mpsc::Receiver<Request>) {
+        let shutdown = self.tasks.shutdown().clone();
+        loop {
+            let request = tokio::select! {
+                () = shutdown.requested() => return,
+                request = incoming.recv() => request,
+            };
+            match request {
+                // We hold a sender ourselves.
+                None => return,
+                Some(Request::Join(block, reply)) => {
+                    let outcome = self.join(block).await;
+                    // Whoever has the answer finds the channel in the table.
+                    self.publish();
+                    let _ = reply.send(outcome);
+                }
+                Some(Request::Remove(name, reply)) => {
+                    let outcome = self.leave(&name);
+                    self.publish();
+                    let _ = reply.send(outcome);
+                }
+                Some(Request::Left(name, life, outcome)) => self.left(&name, life, outcome),
+                Some(Request::Halted(name, life, halt)) => self.halted(&name, life, halt).await,
+                Some(Request::Promoted(name, life)) => {
+                    if self.is_current(&name, life) {
+                        self.change(&name, Target::Here).await;
+                    }
+                }
+            }
+            self.publish();
+        }
+    }
+
+    async fn join(&mut self, block: Bytes) -> Result<ChannelInfo, JoinError> {
+        let join = JoinBlock::judge(block.clone(), &self.premises)?;
+        let name = join.channel.clone();
+        match self.entries.get(&name).map(|entry| &entry.part) {
+            None => {}
+            Some(Part::Leaving(_)) => return Err(JoinError::PendingRemoval),
+            Some(Part::Failed { leaving: true, .. }) => return Err(JoinError::RemovalFailed),
+            Some(_) => return Err(JoinError::ChannelExists),
+        }
+        if join.config.consortiums().is_some() {
+            return Err(join_failed(
+                "this orderer does not serve system channels; create application channels without one and join them",
+            ));
+        }
+        let (life, tasks) = (self.life(), self.tasks.child(&format!("channel {name}")));
+        let (ledgers, channel) = (self.premises.ledgers.clone(), name.clone());
+        let saved = blocking("saving a join block", move || {
+            ledgers.save_join_block(&channel, &block)?;
+            ledgers.get_or_create(&channel)
+        });
+        let joined = match flatten(saved.await) {
+            Ok(store) => self.join_ledger(join, store, life, &tasks).await,
+            Err(reason) => Err(reason),
+        };
+        match joined {
+            Ok(part) => {
+                let info = describe(&name, &part);
+                info!(target: LOG, channel = %name, "Joining channel {name}: {}, {}", info.consensus_relation, info.status);
+                self.entries.insert(name, Entry { part, life, tasks });
+                Ok(info)
+            }
+            Err(reason) => {
+                tasks.stop(STOP_PATIENCE).await;
+                // Whatever was begun must not stand in the way of the next attempt.
+                let (premises, channel) = (self.premises.clone(), name);
+                let undone = blocking("undoing a join", move || erase(&premises, &channel));
+                if let Err(undoing) = done(undone.await) {
+                    error!(target: LOG, "What a failed join has left cannot be removed: {undoing}");
+                }
+                Err(join_failed(&reason))
+            }
+        }
+    }
+
+    /// Begins with a channel whose join block has not been reached.
+    async fn join_ledger(
+        &mut self,
+        join: JoinBlock,
+        store: BlockStore,
+        life: Life,
+        tasks: &Tasks,
+    ) -> Result<Part, String> {
+        let name = join.channel.clone();
+        if join.number() == 0 && join.is_member {
+            let (ledgers, channel) = (self.premises.ledgers.clone(), name.clone());
+            let appended = blocking("writing a genesis block", move || {
+                store.append(&join.block)?;
+                store.sync()?;
+                ledgers.remove_join_block(&channel)?;
+                Ok::<_, StoreError>(store)
+            });
+            let store = flatten(appended.await)?;
+            let part = self.play(&name, store, Target::Here, life, tasks).await?;
+            return part.ok_or_else(|| "the genesis block was not written".to_owned());
+        }
+        let config = match blocking("reading a ledger", {
+            let store = store.clone();
+            move || Chain::read(store)
+        })
+        .await
+        {
+            Ok(Ok(Some(chain))) => chain.config,
+            Ok(Ok(None)) => join.config,
+            Ok(Err(error)) => return Err(chain(&error)),
+            Err(failure) => return Err(failure.to_string()),
+        };
+        let target = Target::Block(join.block);
+        Ok(self.follow(&name, store, config, target, life, tasks))
+    }
+
+    fn leave(&mut self, name: &str) -> Result<(), RemoveError> {
+        let life = self.life();
+        let Some(entry) = self.entries.get_mut(name) else {
+            return Err(RemoveError::ChannelNotExist);
+        };
+        match &entry.part {
+            Part::Leaving(_) => return Err(RemoveError::PendingRemoval),
+            Part::Failed { leaving: true, .. } => return Err(RemoveError::ChannelNotExist),
+            _ => {}
+        }
+        let consensus_relation = describe(name, &entry.part).consensus_relation;
+        entry.part = Part::Leaving(ChannelInfo {
+            name: name.to_owned(),
+            consensus_relation,
+            status: ChannelStatus::Inactive,
+            height: 0,
+        });
+        entry.life = life;
+        let (tasks, premises, requests) = (
+            entry.tasks.clone(),
+            self.premises.clone(),
+            self.requests.clone(),
+        );
+        let name = name.to_owned();
+        info!(target: LOG, channel = %name, "Removing channel {name}");
+        self.tasks
+            .spawn(format!("removal of channel {name}"), async move {
+                premises.transport.remove(&name);
+                tasks.stop(STOP_PATIENCE).await;
+                let channel = name.clone();
+                let erased =
+                    blocking("removal of a channel", move || erase(&premises, &channel)).await;
+                // Nobody listens any more when the process stops.
+                let _ = requests.send(Request::Left(name, life, done(erased))).await;
+            });
+        Ok(())
+    }
+
+    fn left(&mut self, name: &str, life: Life, outcome: Result<(), String>) {
+        if !self.is_current(name, life) {
+            return;
+        }
+        match outcome {
+            Ok(()) => {
+                self.entries.remove(name);
+                info!(target: LOG, channel = %name, "Channel {name} removed");
+            }
+            Err(reason) => {
+                error!(target: LOG, channel = %name, "Channel {name} could not be removed: {reason}");
+                if let Some(entry) = self.entries.get_mut(name) {
+                    let mut info = describe(name, &entry.part);
+                    info.status = ChannelStatus::Failed;
+                    entry.part = Part::Failed {
+                        info,
+                        leaving: true,
+                    };
+                }
+            }
+        }
+    }
+
+    async fn halted(&mut self, name: &str, life: Life, halt: Halt) {
+        if !self.is_current(name, life) {
+            return;
+        }
+        let target = match halt {
+            Halt::Failed(reason) => {
+                error!(target: LOG, channel = %name, "Channel {name} has stopped until the orderer is started again: {reason}");
+                if let Some(entry) = self.entries.get_mut(name) {
+                    let mut info = describe(name, &entry.part);
+                    info.status = ChannelStatus::Failed;
+                    entry.part = Part::Failed {
+                        info,
+                        leaving: false,
+                    };
+                }
+                return;
+            }
+            Halt::Removed => Target::Here,
+            Halt::Evicted(number) => {
+                info!(target: LOG, channel = %name, "Periodic check is stopping.");
+                Target::Eviction(number)
+            }
+            // We were removed, and added again, while we were away.
+            Halt::WrongId(_) => Target::Newest,
+        };
+        self.premises.transport.remove(name);
+        // The next time that we are a consenter is another life, with nothing to remember of this one.
+        let (premises, channel) = (self.premises.clone(), name.to_owned());
+        let forgotten = blocking("end of a Raft group", move || {
+            forget_group(&premises, &channel)
+        });
+        if let Err(reason) = done(forgotten.await) {
+            error!(target: LOG, channel = %name, "The Raft group of channel {name} cannot be forgotten: {reason}");
+        }
+        self.change(name, target).await;
+    }
+
+    /// Stops our part in a channel, and takes the one that the chain gives us.
+    async fn change(&mut self, name: &str, target: Target) {
+        let (life, tasks) = (self.life(), self.tasks.child(&format!("channel {name}")));
+        let Some(entry) = self.entries.get(name) else {
+            return;
+        };
+        let store = match &entry.part {
+            Part::Consenter(consenter) => consenter.handle.store().clone(),
+            Part::Follower(follower) => follower.store().clone(),
+            Part::Leaving(_) | Part::Failed { .. } => return,
+        };
+        entry.tasks.stop(STOP_PATIENCE).await;
+        let part = match self.play(name, store, target, life, &tasks).await {
+            Ok(Some(part)) => part,
+            Ok(None) => {
+                error!(target: LOG, channel = %name, "Channel {name} has no blocks any more");
+                failed(name)
+            }
+            Err(reason) => {
+                error!(target: LOG, channel = %name, "Channel {name} cannot be served: {reason}");
+                failed(name)
+            }
+        };
+        self.entries
+            .insert(name.to_owned(), Entry { part, life, tasks });
+    }
+
+    fn is_current(&self, name: &str, life: Life) -> bool {
+        self.entries
+            .get(name)
+            .is_some_and(|entry| entry.life == life)
+    }
+
+    fn life(&mut self) -> Life {
+        self.lives += 1;
+        Life(self.lives)
+    }
+
+    fn publish(&self) {
+        let table = self
+            .entries
+            .iter()
+            .map(|(name, entry)| (name.clone(), entry.part.clone()))
+            .collect();
+        self.table.store(Arc::new(table));
+    }
+}
+
+enum Started {
+    Consenter(ChannelHandle),
+    Follower(BlockStore, Arc<ChannelConfig>),
+}
+
+fn failed(name: &str) -> Part {
+    Part::Failed {
+        info: ChannelInfo {
+            name: name.to_owned(),
+            consensus_relation: ConsensusRelation::Other,
+            status: ChannelStatus::Failed,
+            height: 0,
+        },
+        leaving: false,
+    }
+}
+
+fn join_failed(reason: &str) -> JoinError {
+    JoinError::Failed(reason.to_owned())
+}
+
+/// Forgets everything about a channel. The ledger goes first, and its removal is finished after a crash; what is left of
+/// the group then is nobody's, and goes at the next start.
+fn erase(premises: &Premises, channel: &str) -> Result<(), String> {
+    premises
+        .ledgers
+        .remove_join_block(channel)
+        .and_then(|()| premises.ledgers.remove(channel))
+        .map_err(|error| chain(&error))?;
+    forget_group(premises, channel)
+}
+
+/// Forgets what a channel's Raft group has promised: it will never speak for that group again.
+fn forget_group(premises: &Premises, channel: &str) -> Result<(), String> {
+    let kept = Incarnation::read(&premises.wal, channel);
+    incarnation::forget(&premises.wal, channel).map_err(|error| chain(&error))?;
+    if let Ok(Some(kept)) = kept {
+        premises.log.remove(kept.group(), Box::new(|_| ()));
+    }
+    let snapshots = premises.snapshots.join(channel);
+    match std::fs::remove_dir_all(&snapshots) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(format!("cannot remove {}: {error}", snapshots.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a blocking piece of work was done.
+fn done(
+    outcome: Result<Result<(), String>, quorate_runtime::tasks::TaskFailure>,
+) -> Result<(), String> {
+    outcome.unwrap_or_else(|failure| Err(failure.to_string()))
+}
+
+/// What a blocking piece of work gave, or why it did not.
+fn flatten<T, E: std::error::Error + 'static>(
+    outcome: Result<Result<T, E>, quorate_runtime::tasks::TaskFailure>,
+) -> Result<T, String> {
+    match outcome {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(chain(&error)),
+        Err(failure) => Err(failure.to_string()),
+    }
+}

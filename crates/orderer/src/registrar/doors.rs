@@ -1,0 +1,105 @@
+//! The registrar as the network's services see it: who may have blocks, who may submit, what other orderers may say, and what
+//! operators may do.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use quorate_fabric::config::ChannelConfig;
+use quorate_fabric::envelope::RawEnvelope;
+use tokio::sync::watch;
+
+use super::{Consenter, Part, Registrar};
+use crate::admin::{ChannelInfo, ChannelList, JoinError, Participation, RemoveError};
+use crate::cluster::{Dispatch, StepRefusal};
+use crate::store::BlockStore;
+use crate::{broadcast, deliver};
+
+impl deliver::Channel for Consenter {
+    fn config(&self) -> Arc<ChannelConfig> {
+        self.handle.config()
+    }
+
+    fn store(&self) -> &BlockStore {
+        self.handle.store()
+    }
+
+    fn outage(&self) -> watch::Receiver<bool> {
+        self.outage.clone()
+    }
+}
+
+impl deliver::Channels for Registrar {
+    fn channel(&self, id: &str) -> Option<Arc<dyn deliver::Channel>> {
+        match self.part(id)? {
+            Part::Consenter(consenter) => Some(consenter),
+            _ => None,
+        }
+    }
+}
+
+impl broadcast::Channels for Registrar {
+    fn find(&self, channel: &str) -> broadcast::Found {
+        match self.consenter(channel) {
+            Some(handle) => broadcast::Found::Served(handle),
+            None => broadcast::Found::NotServed,
+        }
+    }
+}
+
+impl Dispatch for Registrar {
+    fn consensus(
+        &self,
+        channel: &str,
+        from: u64,
+        payload: Bytes,
+        metadata: Bytes,
+    ) -> Result<(), StepRefusal> {
+        let handle = self.consenter(channel).ok_or_else(|| unknown(channel))?;
+        handle.step(from, payload, metadata);
+        Ok(())
+    }
+
+    fn submit(
+        &self,
+        channel: &str,
+        _from: u64,
+        // What another orderer says of its checks does not count: they are made again.
+        _last_validation_seq: u64,
+        envelope: RawEnvelope,
+    ) -> BoxFuture<'static, Result<(), StepRefusal>> {
+        let handle = self.consenter(channel).ok_or_else(|| unknown(channel));
+        let checker = self.premises.checker.clone();
+        Box::pin(async move {
+            checker
+                .submit_forwarded(&handle?, envelope)
+                .await
+                .map_err(|error| StepRefusal(error.to_string()))
+        })
+    }
+}
+
+fn unknown(channel: &str) -> StepRefusal {
+    StepRefusal(format!("channel {channel} doesn't exist"))
+}
+
+impl Participation for Registrar {
+    fn list(&self) -> ChannelList {
+        ChannelList {
+            system_channel: None,
+            channels: self.channels(),
+        }
+    }
+
+    fn info(&self, channel: &str) -> Option<ChannelInfo> {
+        Registrar::info(self, channel)
+    }
+
+    fn join(&self, block: Bytes) -> BoxFuture<'_, Result<ChannelInfo, JoinError>> {
+        Box::pin(Registrar::join(self, block))
+    }
+
+    fn remove<'a>(&'a self, channel: &'a str) -> BoxFuture<'a, Result<(), RemoveError>> {
+        Box::pin(Registrar::remove(self, channel))
+    }
+}
