@@ -271,7 +271,11 @@ impl Log {
         };
         Ok((
             Self {
-                inner: Arc::new(Inner { shelf, syncs, writer }),
+                inner: Arc::new(Inner {
+                    shelf,
+                    syncs,
+                    writer,
+                }),
             },
             recovered,
         ))
@@ -288,7 +292,11 @@ impl Log {
         let writer = Writer::Inline(Mutex::new(journal));
         Ok((
             Self {
-                inner: Arc::new(Inner { shelf, syncs, writer }),
+                inner: Arc::new(Inner {
+                    shelf,
+                    syncs,
+                    writer,
+                }),
             },
             recovered,
         ))

@@ -152,6 +152,14 @@ impl SimDisk {
         inner.fault = None;
     }
 
+    /// Only the process starts again: handles are dead, but the system still has in memory what it had, whether it was
+    /// synced or not.
+    pub fn restart(&self) {
+        let mut inner = self.lock();
+        inner.life += 1;
+        inner.fault = None;
+    }
+
     /// Inverts one bit of a file, as a bad disk does. Does nothing if there is no such byte.
     pub fn flip(&self, name: &str, offset: usize, bit: u8) {
         let mut inner = self.lock();

@@ -119,6 +119,9 @@ pub(super) fn recover(disk: &dyn Disk) -> Result<(Shelf, Vec<Recovered>), LogErr
             },
         );
     }
+    // The newest segment's name may have been seen before it was durable.
+    disk.sync()
+        .map_err(|error| LogError::io("sync", disk.locate(""), error))?;
     let mut recovered = Vec::with_capacity(builders.len());
     for (group, builder) in builders {
         let (index, found) = builder.finish(group, &shelf)?;
