@@ -531,6 +531,13 @@ impl Group {
     pub fn tick(&mut self) {
         if self.node.raft.state != StateRole::Leader {
             self.listen();
+            if self.standing == Standing::Joining {
+                self.silence = self.silence.saturating_sub(1);
+                if self.silence == 0 {
+                    // Nobody is there to learn from: then every vote is needed.
+                    self.stand(Standing::Whole);
+                }
+            }
             if self.held() || self.silent() {
                 return;
             }
@@ -726,7 +733,12 @@ impl Group {
                 ..Default::default()
             }));
         }
-        if !self.node.has_ready() && !self.standing_changed {
+        // Before its beginning is durable a group has no existence that it could promise or apply anything by.
+        let unborn = self
+            .unwritten
+            .front()
+            .is_some_and(|write| write.raft.is_none());
+        if unborn || (!self.node.has_ready() && !self.standing_changed) {
             return Ok(None);
         }
         let mut raft = self.node.ready();
