@@ -3,10 +3,24 @@
 //! [`router`] turns requests into calls of [`Participation`] and its answers into Fabric's statuses, headers and bodies.
 //! It knows HTTP and nothing of channels; whether a block may be joined is decided behind the trait, by the registrar.
 
-use std::fmt;
+mod form;
 
+use std::fmt;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, StatusCode, header};
+use quorate_fabric::envelope::ChannelId;
+use quorate_runtime::Entropy;
+use serde::Serialize;
+
+use crate::https::{REQUEST_ID, go_json, json_answer, json_error, not_found, request_id};
+use crate::options::ChannelParticipation;
 
 /// What the API needs to know and do about channels.
 pub trait Participation: Send + Sync + 'static {
@@ -151,7 +165,7 @@ pub enum JoinError {
     /// It could not be removed, and nothing but a restart helps.
     #[error("cannot join: channel removal failure")]
     RemovalFailed,
-    /// Another channel is about to be created from the same block; also anything else that went wrong.
+    /// Anything else that went wrong.
     #[error("cannot join: {0}")]
     Failed(String),
 }
@@ -168,7 +182,283 @@ pub enum RemoveError {
     /// It is being removed already.
     #[error("cannot remove: channel pending removal")]
     PendingRemoval,
+    /// A former removal has failed halfway.
+    #[error("cannot remove: channel removal failure")]
+    RemovalFailed,
     /// Something else went wrong.
     #[error("cannot remove: {0}")]
     Failed(String),
 }
+
+/// Where the API begins.
+const BASE: &str = "/participation/v1/";
+
+/// Where the channels are.
+const CHANNELS: &str = "/participation/v1/channels";
+
+/// The API over `participation`, to be served by an [`Endpoint`](crate::https::Endpoint).
+pub fn router(
+    options: &ChannelParticipation,
+    participation: Arc<dyn Participation>,
+    entropy: Entropy,
+) -> Router {
+    let api = Arc::new(Api {
+        enabled: options.enabled,
+        max_body: usize::try_from(options.max_request_body_size).unwrap_or(usize::MAX),
+        participation,
+        entropy,
+    });
+    Router::new().fallback(move |request: Request<Body>| {
+        let api = api.clone();
+        async move { api.answer(request).await }
+    })
+}
+
+struct Api {
+    enabled: bool,
+    max_body: usize,
+    participation: Arc<dyn Participation>,
+    entropy: Entropy,
+}
+
+#[derive(Serialize)]
+struct ShownChannel<'a> {
+    name: &'a str,
+    url: String,
+}
+
+impl<'a> ShownChannel<'a> {
+    fn new(name: &'a str) -> Self {
+        let url = format!("{CHANNELS}/{name}");
+        Self { name, url }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ShownList<'a> {
+    system_channel: Option<ShownChannel<'a>>,
+    /// Null rather than empty: Fabric's tools compare the text.
+    channels: Option<Vec<ShownChannel<'a>>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ShownInfo<'a> {
+    #[serde(flatten)]
+    channel: ShownChannel<'a>,
+    consensus_relation: &'static str,
+    status: &'static str,
+    height: u64,
+}
+
+impl Api {
+    async fn answer(&self, request: Request<Body>) -> Response {
+        let path = request.uri().path().to_owned();
+        let Some(rest) = path.strip_prefix(BASE) else {
+            return if path == BASE.trim_end_matches('/') {
+                redirect(request.method(), StatusCode::TEMPORARY_REDIRECT, BASE)
+            } else {
+                not_found()
+            };
+        };
+        let id = request.headers().get(REQUEST_ID).cloned();
+        let mut answer = if !self.enabled {
+            json_error(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "channel participation API is disabled",
+            )
+        } else if rest.is_empty() {
+            if request.method() == Method::GET {
+                redirect(request.method(), StatusCode::FOUND, CHANNELS)
+            } else {
+                StatusCode::METHOD_NOT_ALLOWED.into_response()
+            }
+        } else if rest == "channels" {
+            self.all(request).await
+        } else {
+            match rest.strip_prefix("channels/") {
+                Some(name) if !name.is_empty() && !name.contains('/') => {
+                    let (head, _) = request.into_parts();
+                    self.one(&head.method, &head.headers, name).await
+                }
+                _ => not_found(),
+            }
+        };
+        let id = id.or_else(|| request_id(&self.entropy).parse().ok());
+        if let Some(id) = id {
+            answer.headers_mut().insert(REQUEST_ID, id);
+        }
+        answer
+    }
+
+    async fn all(&self, request: Request<Body>) -> Response {
+        match *request.method() {
+            Method::GET => match wants_json(request.headers()) {
+                Ok(()) => self.list(),
+                Err(refused) => refused,
+            },
+            Method::POST => self.join(request).await,
+            ref other => not_allowed(format_args!("invalid request method: {other}"), "GET, POST"),
+        }
+    }
+
+    async fn one(&self, method: &Method, headers: &HeaderMap, name: &str) -> Response {
+        let remove = match *method {
+            Method::GET => false,
+            Method::DELETE => true,
+            ref other => {
+                return not_allowed(
+                    format_args!("invalid request method: {other}"),
+                    "GET, DELETE",
+                );
+            }
+        };
+        if let Err(refused) = wants_json(headers) {
+            return refused;
+        }
+        if let Err(error) = ChannelId::new(name) {
+            return json_error(
+                StatusCode::BAD_REQUEST,
+                format_args!("invalid channel ID: {error}"),
+            );
+        }
+        if remove {
+            match self.participation.remove(name).await {
+                Ok(()) => StatusCode::NO_CONTENT.into_response(),
+                Err(error) => remove_refused(&error),
+            }
+        } else {
+            match self.participation.info(name) {
+                Some(info) => not_stored(info_answer(StatusCode::OK, &info)),
+                None => json_error(StatusCode::NOT_FOUND, "channel does not exist"),
+            }
+        }
+    }
+
+    fn list(&self) -> Response {
+        let list = self.participation.list();
+        let channels: Vec<ShownChannel<'_>> = list
+            .channels
+            .iter()
+            .map(|name| ShownChannel::new(name))
+            .collect();
+        let shown = ShownList {
+            system_channel: list.system_channel.as_deref().map(ShownChannel::new),
+            channels: Some(channels).filter(|channels| !channels.is_empty()),
+        };
+        not_stored(json_answer(StatusCode::OK, go_json(&shown) + "\n"))
+    }
+
+    async fn join(&self, request: Request<Body>) -> Response {
+        if let Err(refused) = form::is_form(request.headers()) {
+            return json_error(StatusCode::BAD_REQUEST, refused);
+        }
+        if let Err(refused) = wants_json(request.headers()) {
+            return refused;
+        }
+        let block = match form::config_block(request, self.max_body).await {
+            Ok(block) => block,
+            Err(refused) => return json_error(StatusCode::BAD_REQUEST, refused),
+        };
+        match self.participation.join(block).await {
+            Ok(info) => {
+                let mut answer = info_answer(StatusCode::CREATED, &info);
+                let location = format!("{CHANNELS}/{}", info.name);
+                set(&mut answer, header::LOCATION, &location);
+                answer
+            }
+            Err(error) => join_refused(&error),
+        }
+    }
+}
+
+fn info_answer(status: StatusCode, info: &ChannelInfo) -> Response {
+    let shown = ShownInfo {
+        channel: ShownChannel::new(&info.name),
+        consensus_relation: info.consensus_relation.as_str(),
+        status: info.status.as_str(),
+        height: info.height,
+    };
+    json_answer(status, go_json(&shown) + "\n")
+}
+
+fn join_refused(error: &JoinError) -> Response {
+    match error {
+        JoinError::ChannelExists => not_allowed(error, "GET, DELETE"),
+        JoinError::SystemChannelExists => not_allowed(error, "GET"),
+        JoinError::ApplicationChannelsExist => json_error(StatusCode::FORBIDDEN, error),
+        JoinError::PendingRemoval => json_error(StatusCode::CONFLICT, error),
+        JoinError::RemovalFailed => json_error(StatusCode::INTERNAL_SERVER_ERROR, error),
+        JoinError::NotABlock(_) | JoinError::InvalidBlock(_) | JoinError::Failed(_) => {
+            json_error(StatusCode::BAD_REQUEST, error)
+        }
+    }
+}
+
+fn remove_refused(error: &RemoveError) -> Response {
+    match error {
+        RemoveError::ChannelNotExist => json_error(StatusCode::NOT_FOUND, error),
+        RemoveError::SystemChannelExists => not_allowed(error, "GET"),
+        RemoveError::PendingRemoval => json_error(StatusCode::CONFLICT, error),
+        RemoveError::RemovalFailed => json_error(StatusCode::INTERNAL_SERVER_ERROR, error),
+        RemoveError::Failed(_) => json_error(StatusCode::BAD_REQUEST, error),
+    }
+}
+
+/// Whether the client takes the only thing that we have; else the refusal.
+fn wants_json(headers: &HeaderMap) -> Result<(), Response> {
+    let accepted = headers
+        .get(header::ACCEPT)
+        .map(|accepted| String::from_utf8_lossy(accepted.as_bytes()))
+        .unwrap_or_default();
+    let fitting = accepted.is_empty()
+        || ["application/json", "application/*", "*/*"]
+            .iter()
+            .any(|kind| accepted.contains(kind));
+    if fitting {
+        return Ok(());
+    }
+    Err(json_error(
+        StatusCode::NOT_ACCEPTABLE,
+        "response Content-Type is application/json only",
+    ))
+}
+
+fn not_allowed(error: impl fmt::Display, allowed: &'static str) -> Response {
+    let mut answer = json_error(StatusCode::METHOD_NOT_ALLOWED, error);
+    set(&mut answer, header::ALLOW, allowed);
+    answer
+}
+
+fn not_stored(mut answer: Response) -> Response {
+    set(&mut answer, header::CACHE_CONTROL, "no-store");
+    answer
+}
+
+/// A redirection as Go's `http.Redirect` words it.
+fn redirect(method: &Method, status: StatusCode, location: &str) -> Response {
+    let reason = status.canonical_reason().unwrap_or_default();
+    let mut answer = if method == Method::GET {
+        (
+            status,
+            [(header::CONTENT_TYPE, "text/html; charset=utf-8")],
+            format!("<a href=\"{location}\">{reason}</a>.\n\n"),
+        )
+            .into_response()
+    } else {
+        status.into_response()
+    };
+    set(&mut answer, header::LOCATION, location);
+    answer
+}
+
+/// Sets a header, unless the value cannot be one: channel names cannot be the reason.
+fn set(answer: &mut Response, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        answer.headers_mut().insert(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests;
