@@ -70,6 +70,8 @@ pub struct ListenerOptions {
     pub max_connections: usize,
     /// See [`MAX_PENDING_HANDSHAKES`].
     pub max_pending_handshakes: usize,
+    /// See [`MAX_STREAMS`].
+    pub max_streams: u32,
 }
 
 impl Default for ListenerOptions {
@@ -82,6 +84,7 @@ impl Default for ListenerOptions {
             keepalive_timeout: Duration::from_secs(20),
             max_connections: MAX_CONNECTIONS,
             max_pending_handshakes: MAX_PENDING_HANDSHAKES,
+            max_streams: MAX_STREAMS,
         }
     }
 }
@@ -152,7 +155,7 @@ impl Listener {
             .local_address()
             .map_or_else(|_| "listener".to_owned(), |address| address.to_string());
         let mut server = Server::builder()
-            .max_concurrent_streams(MAX_STREAMS)
+            .max_concurrent_streams(self.options.max_streams)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keepalive_interval(self.options.keepalive_interval)

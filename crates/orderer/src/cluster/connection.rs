@@ -113,6 +113,11 @@ impl tower::Service<http::Request<Body>> for Link {
 }
 
 impl Link {
+    /// Whether the connection has ended.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.requests.is_closed()
+    }
+
     /// A gRPC client on this connection, with messages of at most `limit` bytes.
     pub(crate) fn grpc(&self, limit: usize) -> tonic::client::Grpc<Self> {
         tonic::client::Grpc::new(self.clone())
@@ -302,7 +307,7 @@ impl Connection {
             {
                 let mut state = self.shared.state();
                 match &*state {
-                    State::Up(link) if !link.requests.is_closed() => return Ok(link.clone()),
+                    State::Up(link) if !link.is_closed() => return Ok(link.clone()),
                     // Its driver is about to notice; waiting for that would find the same.
                     State::Up(_) | State::Dialling => {}
                     State::Down { retry_at, reason } => {

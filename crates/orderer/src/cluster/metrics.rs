@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use quorate_runtime::metrics::families::{HistogramVec, IntCounterVec, IntGaugeVec};
-use quorate_runtime::metrics::{IntGauge, Metrics};
+use quorate_runtime::metrics::{Histogram, IntGauge, Metrics};
 
 const SECONDS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
@@ -65,21 +65,22 @@ impl ClusterMetrics {
         }
     }
 
-    pub(super) fn queue(
+    /// The metrics of one stream, looked up once.
+    pub(super) fn stream(
         &self,
         host: &str,
         kind: &str,
         channel: &str,
-        length: usize,
         capacity: usize,
-    ) {
-        let set = |family: &IntGaugeVec, value: usize| {
-            family
-                .with_label_values(&[host, kind, channel])
-                .set(i64::try_from(value).unwrap_or(i64::MAX));
-        };
-        set(&self.queue_length, length);
-        set(&self.queue_capacity, capacity);
+    ) -> OfStream {
+        let queue = &[host, kind, channel];
+        self.queue_capacity
+            .with_label_values(queue)
+            .set(i64::try_from(capacity).unwrap_or(i64::MAX));
+        OfStream {
+            queue_length: self.queue_length.with_label_values(queue),
+            send_time: self.send_time.with_label_values(&[host, channel]),
+        }
     }
 
     /// A stream of the channel and its worker began (1) or ended (-1).
@@ -90,13 +91,25 @@ impl ClusterMetrics {
             .add(change);
     }
 
-    pub(super) fn sent(&self, host: &str, channel: &str, took: Duration) {
-        self.send_time
-            .with_label_values(&[host, channel])
-            .observe(took.as_secs_f64());
-    }
-
     pub(super) fn dropped(&self, host: &str, channel: &str) {
         self.dropped.with_label_values(&[host, channel]).inc();
+    }
+}
+
+/// What changes with every message of a stream.
+#[derive(Clone)]
+pub(super) struct OfStream {
+    queue_length: IntGauge,
+    send_time: Histogram,
+}
+
+impl OfStream {
+    pub(super) fn waiting(&self, length: usize) {
+        self.queue_length
+            .set(i64::try_from(length).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn sent(&self, took: Duration) {
+        self.send_time.observe(took.as_secs_f64());
     }
 }

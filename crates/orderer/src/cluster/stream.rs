@@ -21,6 +21,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use super::Wiring;
 use super::connection::{Connection, LOG, Unconnected};
 use super::expiry::ExpiryWatch;
+use super::metrics::OfStream;
 use crate::listener::go_duration;
 use crate::raw::RawCodec;
 
@@ -89,6 +90,7 @@ struct Slot {
 #[derive(Clone)]
 struct Open {
     queue: mpsc::Sender<Item>,
+    metrics: OfStream,
     _ends: Arc<DropGuard>,
 }
 
@@ -134,7 +136,7 @@ impl Lane {
         };
         match open.queue.try_send(item) {
             Ok(()) => {
-                self.report(&open.queue);
+                open.metrics.waiting(depth(&open.queue));
                 lost.map_or(Ok(()), |reason| Err(SendError::Ended(reason)))
             }
             Err(mpsc::error::TrySendError::Full(_)) => {
@@ -165,13 +167,13 @@ impl Lane {
             queued: Instant::now(),
             sent: Some(sent),
         };
-        self.report(&open.queue);
         let sending = async {
             let ended = || {
                 let reason = lock(&self.slot).reason.clone();
                 SendError::Ended(reason.unwrap_or_else(|| "aborted".into()))
             };
             open.queue.send(item).await.map_err(|_| ended())?;
+            open.metrics.waiting(depth(&open.queue));
             taken.await.map_err(|_| ended())
         };
         timeout_at(deadline, sending)
@@ -203,6 +205,12 @@ impl Lane {
 
     fn start(&self) -> Open {
         let (queue, waiting) = mpsc::channel(self.wiring.options.send_buffer_size.max(1));
+        let metrics = self.wiring.metrics.stream(
+            &self.label.endpoint,
+            self.label.kind.name(),
+            &self.label.channel,
+            queue.max_capacity(),
+        );
         let aborted = CancellationToken::new();
         let worker = Worker {
             wiring: self.wiring.clone(),
@@ -210,6 +218,7 @@ impl Lane {
             connection: self.connection.clone(),
             slot: self.slot.clone(),
             queue: queue.clone(),
+            metrics: metrics.clone(),
             aborted: aborted.clone(),
         };
         let name = format!(
@@ -221,20 +230,15 @@ impl Lane {
         self.wiring.dialler.tasks.spawn(name, worker.run(waiting));
         Open {
             queue,
+            metrics,
             _ends: Arc::new(aborted.drop_guard()),
         }
     }
+}
 
-    fn report(&self, queue: &mpsc::Sender<Item>) {
-        let capacity = queue.max_capacity();
-        self.wiring.metrics.queue(
-            &self.label.endpoint,
-            self.label.kind.name(),
-            &self.label.channel,
-            capacity - queue.capacity(),
-            capacity,
-        );
-    }
+/// How many messages wait.
+fn depth(queue: &mpsc::Sender<Item>) -> usize {
+    queue.max_capacity() - queue.capacity()
 }
 
 impl Drop for Lane {
@@ -248,6 +252,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How a stream ended.
+struct Ended {
+    reason: Arc<str>,
+    /// Whether the connection is still there, so that it concerns this stream alone.
+    connected: bool,
+}
+
 /// Carries one stream from its opening to its end.
 struct Worker {
     wiring: Arc<Wiring>,
@@ -255,6 +266,7 @@ struct Worker {
     connection: Arc<Connection>,
     slot: Arc<Mutex<Slot>>,
     queue: mpsc::Sender<Item>,
+    metrics: OfStream,
     aborted: CancellationToken,
 }
 
@@ -273,10 +285,13 @@ impl Worker {
         // Whatever still holds the queue's other end lets go of it.
         self.aborted.cancel();
         metrics.streams(&self.label.channel, -1);
-        let Some(reason) = ended else { return };
+        let Some(Ended { reason, connected }) = ended else {
+            return;
+        };
         let mut slot = lock(&self.slot);
-        let repeated = slot.reason.as_ref() == Some(&reason);
-        if started.elapsed() < ACCEPTED_AFTER {
+        // A lost connection concerns all channels: it is told once, and has a pause of its own.
+        let known = !connected || slot.reason.as_ref() == Some(&reason);
+        if connected && started.elapsed() < ACCEPTED_AFTER {
             let pause = REOPEN_MAX.min(REOPEN_MIN * 2u32.saturating_pow(slot.failures.min(16)));
             slot.failures = slot.failures.saturating_add(1);
             slot.not_before = Some(Instant::now() + self.wiring.dialler.entropy.jitter(pause));
@@ -293,18 +308,22 @@ impl Worker {
             kind,
         } = &*self.label;
         let kind = kind.name();
-        if repeated {
+        if known {
             tracing::debug!(target: LOG, %channel, "The {kind} stream to {id}({endpoint}) ended: {reason}");
         } else {
             tracing::warn!(target: LOG, %channel, "The {kind} stream to {id}({endpoint}) ended: {reason}");
         }
     }
 
-    /// Returns why the stream ended.
-    async fn carry(&self, waiting: mpsc::Receiver<Item>) -> Arc<str> {
+    async fn carry(&self, waiting: mpsc::Receiver<Item>) -> Ended {
         let link = match self.connection.link().await {
             Ok(link) => link,
-            Err(Unconnected(reason)) => return reason,
+            Err(Unconnected(reason)) => {
+                return Ended {
+                    reason,
+                    connected: false,
+                };
+            }
         };
         let taken = Arc::new(AtomicU64::new(0));
         let outgoing = Outgoing {
@@ -312,6 +331,7 @@ impl Worker {
             label: self.label.clone(),
             queue: self.queue.clone(),
             waiting,
+            metrics: self.metrics.clone(),
             taken: taken.clone(),
             expiry: link.server.as_deref().map(|facts| {
                 let threshold = self.wiring.options.certificate_warning;
@@ -345,13 +365,17 @@ impl Worker {
                 }
             }
         };
-        tokio::select! {
+        let reason: Arc<str> = tokio::select! {
             reason = answers => reason,
             () = self.stalled(&taken) => {
                 let patience = go_duration(self.wiring.options.rpc_timeout);
                 tracing::warn!(target: LOG, channel = %self.label.channel, "Stream to {}({}) was forcibly terminated because timeout ({patience}) expired", self.label.id, self.label.endpoint);
                 SendError::Timeout.to_string().into()
             }
+        };
+        Ended {
+            reason,
+            connected: !link.is_closed(),
         }
     }
 
@@ -367,7 +391,7 @@ impl Worker {
         loop {
             ticks.tick().await;
             let now = taken.load(Ordering::Relaxed);
-            let waits = self.queue.capacity() < self.queue.max_capacity();
+            let waits = depth(&self.queue) > 0;
             if waits && before == Some(now) {
                 return;
             }
@@ -392,6 +416,7 @@ struct Outgoing {
     label: Arc<Label>,
     queue: mpsc::Sender<Item>,
     waiting: mpsc::Receiver<Item>,
+    metrics: OfStream,
     taken: Arc<AtomicU64>,
     expiry: Option<ExpiryWatch>,
     aborted: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -409,19 +434,11 @@ impl Stream for Outgoing {
         };
         self.taken.fetch_add(1, Ordering::Relaxed);
         let this = &mut *self;
-        let (label, metrics) = (&this.label, &this.wiring.metrics);
-        metrics.sent(&label.endpoint, &label.channel, item.queued.elapsed());
-        let capacity = this.queue.max_capacity();
-        metrics.queue(
-            &label.endpoint,
-            label.kind.name(),
-            &label.channel,
-            capacity - this.queue.capacity(),
-            capacity,
-        );
+        this.metrics.sent(item.queued.elapsed());
+        this.metrics.waiting(depth(&this.queue));
         if let Some(watch) = &mut this.expiry {
             let now = this.wiring.clock.now_seconds();
-            if let Some(warning) = watch.check(now, &label.channel) {
+            if let Some(warning) = watch.check(now, &this.label.channel) {
                 tracing::warn!(target: LOG, "{warning}");
             }
         }
