@@ -11,7 +11,6 @@
 
 mod connection;
 mod expiry;
-mod metrics;
 mod service;
 mod stream;
 #[cfg(test)]
@@ -26,7 +25,6 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use quorate_fabric::envelope::RawEnvelope;
 use quorate_identity::mutual_tls::{ClientTls, public_key};
-use quorate_runtime::metrics::Metrics;
 use quorate_runtime::{Clock, Entropy, Tasks};
 use tokio::time::Instant;
 
@@ -36,9 +34,9 @@ pub use service::{STRANGERS_MESSAGE_BYTES, StepService};
 
 use crate::grpc::StreamMetrics;
 use crate::listener::go_duration;
+use crate::metrics::{self, OrdererMetrics};
 use crate::options;
 use connection::{Connection, Dialler, LOG};
-use metrics::ClusterMetrics;
 use stream::{Kind, Lane, SendError};
 
 /// One consenter of a channel, as its configuration has it.
@@ -160,7 +158,7 @@ struct Core {
 /// What everything that sends or receives needs.
 struct Wiring {
     options: TransportOptions,
-    metrics: ClusterMetrics,
+    metrics: metrics::Cluster,
     steps: StreamMetrics,
     clock: Clock,
     dialler: Arc<Dialler>,
@@ -189,17 +187,17 @@ impl Transport {
         tls: Option<ClientTls>,
         clock: Clock,
         entropy: Entropy,
-        metrics: &Metrics,
+        metrics: &OrdererMetrics,
         tasks: &Tasks,
     ) -> Self {
-        let steps = StreamMetrics::new(metrics, "orderer_Cluster", "Step");
-        let metrics = ClusterMetrics::new(metrics);
+        let steps = StreamMetrics::new(metrics.registry(), "orderer_Cluster", "Step");
+        let metrics = metrics.cluster.clone();
         let dialler = Dialler {
             tls,
             dial_timeout: options.dial_timeout,
             entropy,
             tasks: tasks.clone(),
-            up: metrics.connections.clone(),
+            up: metrics.egress_tls_connection_count.clone(),
         };
         Self {
             core: Arc::new(Core {

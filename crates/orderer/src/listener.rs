@@ -7,6 +7,9 @@
 //!
 //! An orderer has one listener for everything, or a second one for the cluster service alone: each is a [`Listener`].
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;

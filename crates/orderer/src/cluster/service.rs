@@ -96,14 +96,14 @@ struct Ingress(Arc<Core>);
 
 impl Ingress {
     fn new(core: Arc<Core>) -> Self {
-        core.wiring.metrics.ingress_streams.inc();
+        core.wiring.metrics.ingress_stream_count.inc();
         Self(core)
     }
 }
 
 impl Drop for Ingress {
     fn drop(&mut self) {
-        self.0.wiring.metrics.ingress_streams.dec();
+        self.0.wiring.metrics.ingress_stream_count.dec();
     }
 }
 

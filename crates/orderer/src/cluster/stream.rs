@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::Stream;
+use quorate_runtime::metrics::IntGauge;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, interval_at, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
@@ -21,8 +22,8 @@ use tonic::codegen::http::uri::PathAndQuery;
 use super::Wiring;
 use super::connection::{Connection, LOG, Unconnected};
 use super::expiry::ExpiryWatch;
-use super::metrics::OfStream;
 use crate::listener::go_duration;
+use crate::metrics::{self, Timing};
 use crate::raw::RawCodec;
 
 const STEP: &str = "/orderer.Cluster/Step";
@@ -94,6 +95,34 @@ struct Open {
     _ends: Arc<DropGuard>,
 }
 
+/// What changes with every message of a stream, looked up once.
+#[derive(Clone)]
+struct OfStream {
+    queue_length: IntGauge,
+    send_time: Timing,
+}
+
+impl OfStream {
+    fn new(metrics: &metrics::Cluster, label: &Label, capacity: usize) -> Self {
+        let queue = [&*label.endpoint, label.kind.name(), &*label.channel];
+        metrics
+            .egress_queue_capacity
+            .with(queue)
+            .set(i64::try_from(capacity).unwrap_or(i64::MAX));
+        Self {
+            queue_length: metrics.egress_queue_length.with(queue),
+            send_time: metrics
+                .msg_send_time
+                .with([&*label.endpoint, &*label.channel]),
+        }
+    }
+
+    fn waiting(&self, length: usize) {
+        self.queue_length
+            .set(i64::try_from(length).unwrap_or(i64::MAX));
+    }
+}
+
 struct Item {
     request: Bytes,
     queued: Instant,
@@ -141,9 +170,10 @@ impl Lane {
             }
             Err(mpsc::error::TrySendError::Full(_)) => {
                 slot.current = None;
-                self.wiring
-                    .metrics
-                    .dropped(&self.label.endpoint, &self.label.channel);
+                let dropped = &self.wiring.metrics.msg_dropped_count;
+                dropped
+                    .with([&self.label.endpoint, &self.label.channel])
+                    .inc();
                 tracing::debug!(target: LOG, channel = %self.label.channel, "Stream to {} is given up: send queue overflown", self.label.endpoint);
                 Err(SendError::Overflow)
             }
@@ -205,12 +235,7 @@ impl Lane {
 
     fn start(&self) -> Open {
         let (queue, waiting) = mpsc::channel(self.wiring.options.send_buffer_size.max(1));
-        let metrics = self.wiring.metrics.stream(
-            &self.label.endpoint,
-            self.label.kind.name(),
-            &self.label.channel,
-            queue.max_capacity(),
-        );
+        let metrics = OfStream::new(&self.wiring.metrics, &self.label, queue.max_capacity());
         let aborted = CancellationToken::new();
         let worker = Worker {
             wiring: self.wiring.clone(),
@@ -273,7 +298,11 @@ struct Worker {
 impl Worker {
     async fn run(self, waiting: mpsc::Receiver<Item>) {
         let metrics = &self.wiring.metrics;
-        metrics.streams(&self.label.channel, 1);
+        let open = [
+            metrics.egress_queue_workers.with([&self.label.channel]),
+            metrics.egress_stream_count.with([&self.label.channel]),
+        ];
+        open.iter().for_each(IntGauge::inc);
         let started = Instant::now();
         let shutdown = self.wiring.dialler.tasks.shutdown().clone();
         let ended = tokio::select! {
@@ -284,7 +313,7 @@ impl Worker {
         };
         // Whatever still holds the queue's other end lets go of it.
         self.aborted.cancel();
-        metrics.streams(&self.label.channel, -1);
+        open.iter().for_each(IntGauge::dec);
         let Some(Ended { reason, connected }) = ended else {
             return;
         };
@@ -434,7 +463,7 @@ impl Stream for Outgoing {
         };
         self.taken.fetch_add(1, Ordering::Relaxed);
         let this = &mut *self;
-        this.metrics.sent(item.queued.elapsed());
+        this.metrics.send_time.observe(item.queued.elapsed());
         this.metrics.waiting(depth(&this.queue));
         if let Some(watch) = &mut this.expiry {
             let now = this.wiring.clock.now_seconds();

@@ -23,6 +23,7 @@ use tonic::service::Routes;
 
 use super::*;
 use crate::listener::{Listener, ListenerOptions};
+use crate::metrics::OrdererMetrics;
 use crate::raw::RawCodec;
 
 pub(crate) const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/fabric");
@@ -163,7 +164,7 @@ impl Setup {
             Some(self.client),
             Clock::system(),
             Entropy::seeded(1),
-            &metrics,
+            &OrdererMetrics::new(&metrics, false),
             &tasks,
         );
         let (sender, got) = mpsc::unbounded_channel();
