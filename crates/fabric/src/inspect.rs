@@ -3,8 +3,10 @@
 //! The nesting and the names are those of Fabric's `configtxlator`, on which scripts rely: what stands as bytes in a
 //! message is decoded in place when its type is known, 64-bit numbers are strings, other bytes are base64, and
 //! what is absent is `null`. Unlike that tool we do not give up over a part that cannot be decoded; it stays base64.
-//! Start with [`block`]; [`block_text`] and [`config_text`] write the same for people only.
+//! Start with [`block`]; [`block_text`] and [`config_text`] write the same for people only. [`Document`] is for files of
+//! which nobody has said what they are.
 
+mod document;
 mod text;
 
 use base64::Engine as _;
@@ -14,6 +16,7 @@ use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+pub use self::document::Document;
 pub use self::text::{block_text, config_text};
 use crate::proto::common::{self, HeaderType, policy::PolicyType};
 use crate::proto::{etcdraft, msp, orderer, protos};

@@ -366,6 +366,16 @@ pub fn public_key(certificate: &[u8]) -> Result<Vec<u8>, MutualTlsError> {
     CertificateFacts::read(certificate).map(|facts| facts.public_key)
 }
 
+/// Whether clients that connect to `host`, a name or an address, take this certificate for it.
+///
+/// # Errors
+/// The reason, in Go's words.
+pub fn check_server_name(certificate: &Certificate, host: &str) -> Result<(), String> {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let name = ServerName::try_from(host).map_err(|error| format!("{host}: {error}"))?;
+    trust::check_name(certificate, &name)
+}
+
 /// How a handshake failed, in Go's words, as operators know them from Fabric's logs.
 #[must_use]
 pub fn failure_text(error: &io::Error, refusal: &Refusal) -> String {

@@ -9,6 +9,7 @@ pub mod checks;
 pub mod cluster;
 pub mod cutter;
 pub mod deliver;
+pub mod deliver_client;
 pub mod follower;
 pub mod grpc;
 pub mod https;

@@ -10,7 +10,9 @@ use serde_json::Value;
 use x509_parser::pem::Pem;
 
 use crate::block;
-use crate::proto::{common, msp};
+use crate::envelope::{EnvelopeParts, RawEnvelope, SignatureHeader};
+use crate::proto::common::HeaderType;
+use crate::proto::{common, etcdraft, msp, orderer};
 
 /// A block as an indented tree.
 #[must_use]
@@ -42,15 +44,142 @@ pub fn block_text(block: &common::Block) -> String {
     let data = block.data.iter().flat_map(|data| &data.data);
     for (index, encoded) in data.enumerate() {
         out.line(1, &format!("envelope {index}: {} bytes", encoded.len()));
+        if let Ok(envelope) = RawEnvelope::decode(encoded.clone()) {
+            about_envelope(&mut out, 2, &envelope, Update::Told);
+        }
         out.value(2, &super::envelope(encoded));
     }
     out.text
+}
+
+/// An envelope as an indented tree.
+pub(super) fn envelope_text(envelope: &RawEnvelope) -> String {
+    let mut out = Tree::default();
+    out.line(0, &format!("envelope: {} bytes", envelope.encoded().len()));
+    about_envelope(&mut out, 1, envelope, Update::Told);
+    out.value(1, &super::envelope(envelope.encoded()));
+    out.text
+}
+
+/// What a configuration envelope says, as an indented tree.
+pub(super) fn config_envelope_text(envelope: &common::ConfigEnvelope, json: &Value) -> String {
+    let mut out = Tree::default();
+    out.line(0, "config envelope");
+    about_config(&mut out, 1, envelope, Update::Told);
+    out.value(1, json);
+    out.text
+}
+
+/// An update with its signatures, as an indented tree.
+pub(super) fn update_text(envelope: &common::ConfigUpdateEnvelope, json: &Value) -> String {
+    let mut out = Tree::default();
+    out.line(0, "config update envelope");
+    about_update(&mut out, 1, envelope);
+    out.value(1, json);
+    out.text
+}
+
+/// Anything else.
+pub(super) fn tree(kind: &str, json: &Value) -> String {
+    let mut out = Tree::default();
+    out.line(0, kind);
+    out.value(1, json);
+    out.text
+}
+
+/// Whether to tell of the update that led to a configuration. It is told once: updates do not lead to updates.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Update {
+    Told,
+    Untold,
+}
+
+/// What it is, for which channel, and who signed.
+fn about_envelope(out: &mut Tree, depth: usize, envelope: &RawEnvelope, update: Update) {
+    let Ok(parts) = EnvelopeParts::parse(envelope) else {
+        return;
+    };
+    let header = &parts.channel_header;
+    let kind = HeaderType::try_from(header.header_type).map_or_else(
+        |_| format!("type {}", header.header_type),
+        |kind| kind.as_str_name().to_owned(),
+    );
+    out.line(depth, &format!("{kind} for channel {}", header.channel_id));
+    if envelope.signature().is_empty() {
+        out.line(depth, "not signed");
+    } else {
+        let creator = parts.signature_header().map(|header| header.creator);
+        let creator = creator.unwrap_or_default();
+        out.line(depth, &format!("signed by {}", signer(&creator)));
+    }
+    match HeaderType::try_from(header.header_type) {
+        Ok(HeaderType::Config) => {
+            if let Ok(config) = common::ConfigEnvelope::decode(&parts.data[..]) {
+                about_config(out, depth, &config, update);
+            }
+        }
+        Ok(HeaderType::ConfigUpdate) => {
+            if let Ok(update) = common::ConfigUpdateEnvelope::decode(&parts.data[..]) {
+                about_update(out, depth, &update);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn about_update(out: &mut Tree, depth: usize, envelope: &common::ConfigUpdateEnvelope) {
+    if envelope.signatures.is_empty() {
+        out.line(depth, "the update has no config signatures");
+    }
+    for signature in &envelope.signatures {
+        let header = SignatureHeader::decode(&signature.signature_header.clone().into());
+        let creator = header.map(|header| header.creator).unwrap_or_default();
+        out.line(depth, &format!("config signature of {}", signer(&creator)));
+    }
+}
+
+fn about_config(out: &mut Tree, depth: usize, envelope: &common::ConfigEnvelope, update: Update) {
+    if let Some(config) = &envelope.config {
+        about_consenters(out, depth, config);
+    }
+    let last_update = envelope.last_update.as_ref();
+    if let Some(last_update) = last_update.filter(|_| update == Update::Told) {
+        out.line(depth, "made by the update");
+        about_envelope(out, depth + 1, &last_update.into(), Update::Untold);
+    }
+}
+
+/// Who orders the channel, if it is an etcdraft channel.
+fn about_consenters(out: &mut Tree, depth: usize, config: &common::Config) {
+    let sequence = config.sequence;
+    out.line(depth, &format!("config sequence {sequence}"));
+    let root = config.channel_group.as_ref();
+    let consensus = root
+        .and_then(|root| root.groups.get("Orderer"))
+        .and_then(|orderer| orderer.values.get("ConsensusType"))
+        .and_then(|value| orderer::ConsensusType::decode(&value.value[..]).ok());
+    let metadata = consensus
+        .filter(|consensus| consensus.r#type == "etcdraft")
+        .and_then(|consensus| etcdraft::ConfigMetadata::decode(&consensus.metadata[..]).ok());
+    for consenter in metadata.iter().flat_map(|metadata| &metadata.consenters) {
+        let shown = certificate(&consenter.client_tls_cert);
+        out.line(
+            depth,
+            &format!(
+                "consenter {}:{}, {}",
+                consenter.host,
+                consenter.port,
+                shown.as_deref().unwrap_or("without a readable certificate")
+            ),
+        );
+    }
 }
 
 /// A configuration as an indented tree.
 #[must_use]
 pub fn config_text(config: &common::Config) -> String {
     let mut out = Tree::default();
+    about_consenters(&mut out, 0, config);
     out.value(0, &super::config(config));
     out.text
 }

@@ -60,7 +60,7 @@ pub(super) fn judge(
     }
 }
 
-fn check_name(leaf: &Certificate, wanted: &ServerName<'_>) -> Result<(), String> {
+pub(super) fn check_name(leaf: &Certificate, wanted: &ServerName<'_>) -> Result<(), String> {
     let listed: Vec<String> = match wanted {
         ServerName::IpAddress(address) => {
             let address = IpAddr::from(*address);
