@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use quorate_consensus::Membership;
 use quorate_fabric::config::ConfigError;
 use quorate_fabric::config::raft_config::{self, ConsenterChange};
-use quorate_fabric::proto::common::{ConfigEnvelope, ConfigUpdate, ConfigUpdateEnvelope, Payload};
+use quorate_fabric::proto::common::{
+    ConfigEnvelope, ConfigGroup, ConfigUpdate, ConfigUpdateEnvelope, Payload,
+};
 use quorate_fabric::proto::etcdraft::{BlockMetadata, ConfigMetadata, Consenter};
 use quorate_identity::SecureHash;
 
@@ -190,18 +192,23 @@ pub fn first_candidate(channel: &str, count: usize) -> u64 {
     1
 }
 
-/// The update that led to a configuration, as bytes that identify it, and whether it writes `ConsensusType`.
+/// The update that led to a configuration, as bytes that identify it, and whether it writes `ConsensusType`: whether
+/// it gives it another version than the one it says it has read. (Without a read one that is 0.)
 pub fn last_update(config: &ConfigEnvelope) -> (Vec<u8>, bool) {
     let Some(envelope) = &config.last_update else {
         return (Vec::new(), false);
     };
-    let touches = Payload::decode(envelope.payload.clone())
+    let update = Payload::decode(envelope.payload.clone())
         .and_then(|payload| ConfigUpdateEnvelope::decode(payload.data.as_slice()))
-        .and_then(|update| ConfigUpdate::decode(update.config_update.as_slice()))
-        .ok()
-        .and_then(|update| update.write_set)
-        .and_then(|mut group| group.groups.remove("Orderer"))
-        .is_some_and(|orderer| orderer.values.contains_key("ConsensusType"));
+        .and_then(|update| ConfigUpdate::decode(update.config_update.as_slice()));
+    let touches = update.is_ok_and(|update| {
+        let version = |group: &Option<ConfigGroup>| {
+            let orderer = group.as_ref()?.groups.get("Orderer")?;
+            Some(orderer.values.get("ConsensusType")?.version)
+        };
+        let read = version(&update.read_set).unwrap_or(0);
+        version(&update.write_set).is_some_and(|written| written != read)
+    });
     (envelope.encode_to_vec(), touches)
 }
 

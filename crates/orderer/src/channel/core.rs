@@ -668,3 +668,12 @@ pub(super) fn listed(ids: &[u64]) -> String {
     let ids: Vec<String> = ids.iter().map(u64::to_string).collect();
     format!("[{}]", ids.join(" "))
 }
+
+/// The last Raft index whose effects a chain with this newest block certainly has: where a recovered group goes on.
+/// Some entries behind it may have been applied, too; they are recognised when they are given again.
+///
+/// # Errors
+/// The block's metadata cannot be read.
+pub fn applied_index(newest: &StoredBlock) -> Result<u64, block::BlockError> {
+    Ok(block::consenter_metadata(&newest.block())?.map_or(0, |metadata| metadata.raft_index))
+}

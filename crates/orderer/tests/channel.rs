@@ -1,0 +1,315 @@
+//! Clusters of channels, simulated: what they order, what they survive, what their chains look like.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod simulated;
+
+use std::path::Path;
+
+use quorate_fabric::block;
+use quorate_fabric::envelope::RawEnvelope;
+use quorate_fabric::proto::common::Block;
+use quorate_orderer::channel::{Ack, Halt};
+use serde_json::Value;
+use simulated::{Outcome, World, read};
+
+fn elected(world: &World) -> bool {
+    world.leader().is_some_and(|leader| {
+        world
+            .nodes
+            .values()
+            .all(|node| node.halted.is_some() || node.core.leader() == leader)
+    })
+}
+
+#[test]
+fn the_member_picked_by_the_channels_name_leads_first() {
+    for seed in 0..5 {
+        let mut world = World::new(seed);
+        world.until("a leader", 2, elected);
+        assert_eq!(world.leader(), Some(2));
+    }
+}
+
+#[test]
+fn messages_of_all_members_are_ordered_once_and_acknowledged() {
+    let mut world = World::new(1);
+    world.until("a leader", 2, elected);
+    let mut sent = Vec::new();
+    for number in 0_u64..95 {
+        let node = number % 3 + 1;
+        let ack = if number % 2 == 0 {
+            Ack::Enqueued
+        } else {
+            Ack::Committed
+        };
+        let envelope = world.envelope(&number.to_be_bytes());
+        sent.push(envelope.encoded().clone());
+        world.submit(node, envelope, ack);
+    }
+    world.until("all answers", 5, |world| {
+        world
+            .outcomes
+            .iter()
+            .all(|outcome| *outcome == Outcome::Acknowledged)
+    });
+    // The rest of the last block's time, and the way to the followers.
+    world.pass(1000);
+    assert_eq!(world.heights().len(), 1);
+    world.check_chains();
+    let ordered = world.ordered();
+    for envelope in &sent {
+        assert_eq!(ordered.get(envelope), Some(&1));
+    }
+    let chain = &world.nodes[&1].chain;
+    // Ten messages to a block, as the channel is configured; no block is empty.
+    for block in &chain[1..] {
+        let count = block.block().data.unwrap().data.len();
+        assert!((1..=10).contains(&count));
+    }
+    assert!(chain.len() <= 1 + 95 / 10 + 4, "{} blocks", chain.len());
+}
+
+#[test]
+fn without_a_leader_nothing_is_taken() {
+    let mut world = World::new(2);
+    let envelope = world.envelope(b"early");
+    let outcome = world.submit(1, envelope, Ack::Enqueued);
+    assert_eq!(
+        world.outcomes[outcome],
+        Outcome::Refused("no Raft leader".to_owned())
+    );
+}
+
+/// The recorded updates of Fabric's cluster, in its order, through ours: the same configurations, consenter ids and
+/// Raft indexes in every block.
+#[test]
+fn recorded_configuration_updates_lead_to_the_recorded_metadata() {
+    let mut world = World::new(3);
+    world.until("a leader", 2, elected);
+    let updates: Value = serde_json::from_slice(&read("config-updates/updates.json")).unwrap();
+    for case in updates.as_array().unwrap() {
+        if case["accepted"] != true {
+            continue;
+        }
+        let name = case["name"].as_str().unwrap();
+        // Everybody has to be heard of before the consenter set may change.
+        world.pass(4000);
+        let leader = world.leader().unwrap();
+        let update = RawEnvelope::decode(read(
+            Path::new("config-updates").join(case["file"].as_str().unwrap()),
+        ))
+        .unwrap();
+        let outcome = world
+            .update(leader, &update)
+            .unwrap_or_else(|refusal| panic!("{name}: {refusal}"));
+        world.until(name, 20, |world| world.outcomes[outcome] != Outcome::Open);
+        assert_eq!(world.outcomes[outcome], Outcome::Acknowledged, "{name}");
+        if name.contains("add-consenter-orderer3") {
+            world.join(4, leader);
+        }
+        let number = case["block_number"].as_u64().unwrap();
+        world.until(name, 20, |world| {
+            world
+                .nodes
+                .values()
+                .all(|node| node.halted.is_some() || node.chain.len() as u64 > number)
+        });
+        let recorded: Block = prost::Message::decode(read(
+            Path::new("config-updates").join(case["block"].as_str().unwrap()),
+        ))
+        .unwrap();
+        let leader = world.leader().unwrap_or(leader);
+        let ours = world.nodes[&leader].chain[number as usize].block();
+        assert_eq!(
+            block::consenter_metadata(&ours).unwrap(),
+            block::consenter_metadata(&recorded).unwrap(),
+            "{name}"
+        );
+        assert_eq!(block::last_config(&ours).unwrap(), number);
+    }
+    world.check_chains();
+    // The removed one has stopped, whether it heard of the decision or not is chance.
+    assert!(world.nodes[&1].chain.len() < world.nodes[&2].chain.len());
+    assert_eq!(world.nodes[&2].chain.len(), 30);
+    assert_ne!(world.nodes[&2].halted, Some(Halt::Removed));
+}
+
+/// Sends messages in committed mode, kills the leader on the way, brings it back: what was acknowledged is there
+/// once, nothing is there twice, all chains are the same.
+#[test]
+fn a_killed_leader_takes_nothing_along_that_was_acknowledged() {
+    for seed in 0..20 {
+        let mut world = World::new(100 + seed);
+        world.until("a leader", 2, elected);
+        let first = world.leader().unwrap();
+        let mut sent = Vec::new();
+        for number in 0_u64..60 {
+            if let Some(node) = world.nodes.keys().nth((number % 3) as usize).copied() {
+                let envelope = world.envelope(&number.to_be_bytes());
+                sent.push((
+                    envelope.encoded().clone(),
+                    world.submit(node, envelope, Ack::Committed),
+                ));
+            }
+            world.pass(world_pause(seed));
+            if number == 30 {
+                world.crash(first);
+            }
+        }
+        // Two election timeouts are what an operator is promised.
+        world.until("another leader", 2 * 10 * 200 / 1000 + 1, elected);
+        assert_ne!(world.leader(), Some(first));
+        let envelope = world.envelope(b"after");
+        let leader = world.leader().unwrap();
+        let after = world.submit(leader, envelope, Ack::Committed);
+        world.until("an answer after the election", 5, |world| {
+            world.outcomes[after] == Outcome::Acknowledged
+        });
+        world.restart(first);
+        world.until("the former leader's return", 20, |world| {
+            elected(world) && world.heights().len() == 1
+        });
+        world.pass(2000);
+        world.check_chains();
+        let ordered = world.ordered();
+        for (envelope, outcome) in &sent {
+            let times = ordered.get(envelope).copied().unwrap_or(0);
+            assert!(times <= 1, "seed {seed}: ordered {times} times");
+            if world.outcomes[*outcome] == Outcome::Acknowledged {
+                assert_eq!(times, 1, "seed {seed}: acknowledged and lost");
+            }
+        }
+    }
+}
+
+fn world_pause(seed: u64) -> u64 {
+    1 + seed * 3
+}
+
+/// A leader that is cut off loses its office; what it had taken over, in any mode, is ordered by the next one when it
+/// is back, and once.
+#[test]
+fn a_deposed_leader_gives_what_it_took_over_to_the_next() {
+    for seed in 0..20 {
+        let mut world = World::new(200 + seed);
+        world.until("a leader", 2, elected);
+        let first = world.leader().unwrap();
+        let mut sent = Vec::new();
+        for number in 0_u64..40 {
+            let ack = if number % 2 == 0 {
+                Ack::Enqueued
+            } else {
+                Ack::Committed
+            };
+            let envelope = world.envelope(&number.to_be_bytes());
+            sent.push((
+                envelope.encoded().clone(),
+                world.submit(first, envelope, ack),
+            ));
+            if number == 20 {
+                world.cut_off(first);
+            }
+            world.pass(seed);
+        }
+        world.until("another leader", 10, |world| {
+            world.leader().is_some_and(|leader| leader != first)
+        });
+        let leader = world.leader().unwrap();
+        let envelope = world.envelope(b"meanwhile");
+        world.submit(leader, envelope, Ack::Committed);
+        world.pass(1000);
+        world.cut.clear();
+        world.until("the end of all doubts", 80, |world| {
+            elected(world)
+                && world.heights().len() == 1
+                && world
+                    .outcomes
+                    .iter()
+                    .all(|outcome| *outcome != Outcome::Open)
+        });
+        world.pass(2000);
+        world.check_chains();
+        let ordered = world.ordered();
+        for (envelope, outcome) in &sent {
+            let times = ordered.get(envelope).copied().unwrap_or(0);
+            match &world.outcomes[*outcome] {
+                Outcome::Acknowledged => assert_eq!(times, 1, "seed {seed}"),
+                Outcome::Refused(_) => assert!(times <= 1, "seed {seed}"),
+                Outcome::Open => panic!("seed {seed}: no answer"),
+            }
+        }
+    }
+}
+
+/// Loss, delay, partitions, crashes with torn disks: safety while they rage, liveness after they cease.
+#[test]
+fn chains_agree_whatever_happens() {
+    let seeds = 60;
+    for seed in 0..seeds {
+        let mut world = World::new(1000 + seed);
+        world.loss = seed % 4 * 5;
+        world.delay = 3 + seed % 5 * 20;
+        let mut sent = Vec::new();
+        let mut number = 0_u64;
+        for _ in 0..60 {
+            let fate = world.dice.below(20);
+            let victim = world.dice.below(3) + 1;
+            match fate {
+                0 if world.down.is_empty() => world.crash(victim),
+                1 | 2 => {
+                    if let Some(id) = world.down.keys().next().copied() {
+                        world.restart(id);
+                    }
+                }
+                3 => world.cut_off(victim),
+                4 | 5 => world.cut.clear(),
+                _ => {
+                    for _ in 0..world.dice.below(8) {
+                        number += 1;
+                        let ids: Vec<u64> = world.nodes.keys().copied().collect();
+                        let node = ids[world.dice.below(ids.len() as u64) as usize];
+                        let ack = if number % 3 == 0 {
+                            Ack::Enqueued
+                        } else {
+                            Ack::Committed
+                        };
+                        let envelope = world.envelope(&number.to_be_bytes());
+                        sent.push((
+                            envelope.encoded().clone(),
+                            world.submit(node, envelope, ack),
+                            ack,
+                        ));
+                    }
+                }
+            }
+            let pause = world.dice.below(900);
+            world.pass(pause);
+            world.check_chains();
+        }
+        world.loss = 0;
+        world.cut.clear();
+        while let Some(id) = world.down.keys().next().copied() {
+            world.restart(id);
+        }
+        world.until("recovery", 60, |world| {
+            elected(world) && world.heights().len() == 1
+        });
+        let leader = world.leader().unwrap();
+        let envelope = world.envelope(b"last");
+        let last = world.submit(leader, envelope, Ack::Committed);
+        world.until("an answer after everything", 20, |world| {
+            world.outcomes[last] == Outcome::Acknowledged
+        });
+        world.until("all followers", 20, |world| world.heights().len() == 1);
+        world.check_chains();
+        let ordered = world.ordered();
+        for (envelope, outcome, ack) in &sent {
+            let times = ordered.get(envelope).copied().unwrap_or(0);
+            assert!(times <= 1, "seed {seed}: ordered {times} times");
+            if *ack == Ack::Committed && world.outcomes[*outcome] == Outcome::Acknowledged {
+                assert_eq!(times, 1, "seed {seed}: acknowledged and lost");
+            }
+        }
+    }
+}
