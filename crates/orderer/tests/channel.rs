@@ -11,7 +11,7 @@ use quorate_fabric::envelope::RawEnvelope;
 use quorate_fabric::proto::common::Block;
 use quorate_orderer::channel::{Ack, Halt};
 use serde_json::Value;
-use simulated::{Outcome, World, read};
+use simulated::{Outcome, World, genesis_with_snapshots_every, read};
 
 fn elected(world: &World) -> bool {
     world.leader().is_some_and(|leader| {
@@ -269,7 +269,7 @@ fn chains_agree_whatever_happens() {
                         number += 1;
                         let ids: Vec<u64> = world.nodes.keys().copied().collect();
                         let node = ids[world.dice.below(ids.len() as u64) as usize];
-                        let ack = if number % 3 == 0 {
+                        let ack = if number.is_multiple_of(3) {
                             Ack::Enqueued
                         } else {
                             Ack::Committed
@@ -312,4 +312,167 @@ fn chains_agree_whatever_happens() {
             }
         }
     }
+}
+
+fn recorded_update(name: &str) -> RawEnvelope {
+    RawEnvelope::decode(read(format!("config-updates/{name}.pb"))).unwrap()
+}
+
+/// A member that was away for longer than the log remembers gets a snapshot, and fetches the blocks that it stands
+/// for from the others.
+#[test]
+fn a_member_that_was_away_catches_up_by_snapshot() {
+    for seed in 0..10 {
+        let mut world = World::with_genesis(300 + seed, genesis_with_snapshots_every(10_000));
+        world.until("a leader", 2, elected);
+        let leader = world.leader().unwrap();
+        let away = leader % 3 + 1;
+        // Half of the times it forgets what it was sent, too.
+        if seed % 2 == 0 {
+            world.crash(away);
+        } else {
+            world.cut_off(away);
+        }
+        for number in 0_u64..120 {
+            let envelope = world.envelope(&[&number.to_be_bytes()[..], &[7; 900]].concat());
+            world.submit(leader, envelope, Ack::Committed);
+            world.pass(20);
+        }
+        world.until("all answers", 5, |world| {
+            world
+                .outcomes
+                .iter()
+                .all(|outcome| *outcome == Outcome::Acknowledged)
+        });
+        assert!(world.nodes[&leader].snapshots > 5);
+        if seed % 2 == 0 {
+            world.restart(away);
+        } else {
+            world.cut.clear();
+        }
+        // Work goes on while it catches up.
+        for number in 200_u64..230 {
+            let envelope = world.envelope(&[&number.to_be_bytes()[..], &[7; 900]].concat());
+            let leader = world.leader().unwrap_or(leader);
+            world.submit(leader, envelope, Ack::Committed);
+            world.pass(30);
+        }
+        world.until("the return", 30, |world| {
+            elected(world) && world.heights().len() == 1
+        });
+        world.pass(1000);
+        assert_eq!(world.heights().len(), 1);
+        world.check_chains();
+        assert!(world.nodes[&away].snapshots >= 1);
+    }
+}
+
+/// The update that removes the leader: handed over before, acknowledged by its block, never lost, even where at first
+/// nobody is there who could take over.
+#[test]
+fn an_update_that_removes_the_leader_is_not_lost() {
+    for seed in 0..10 {
+        let mut world = World::new(400 + seed);
+        world.until("a leader", 2, elected);
+        // Raft ids 1 to 4; the recorded updates up to the removal of id 1.
+        for name in [
+            "01-batch-size",
+            "02-batch-timeout-by-org1-client",
+            "03-orderer-addresses",
+            "04-add-consenter-orderer3",
+            "05-orderer-endpoints",
+        ] {
+            world.pass(4000);
+            let leader = world.leader().unwrap();
+            let outcome = world.update(leader, &recorded_update(name)).unwrap();
+            world.until(name, 20, |world| {
+                world.outcomes[outcome] == Outcome::Acknowledged
+            });
+            if name.contains("add") {
+                world.join(4, leader);
+            }
+        }
+        world.until("the fourth member", 20, |world| world.heights().len() == 1);
+        // Until id 1 leads.
+        while world.leader() != Some(1) {
+            let leader = world.leader().unwrap();
+            world.cut_off(leader);
+            world.until("another leader", 20, |world| {
+                world.leader().is_some_and(|other| other != leader)
+            });
+            world.cut.clear();
+            world.until("everybody", 20, elected);
+        }
+        world.pass(4000);
+        let outcome = world
+            .update(1, &recorded_update("06-remove-consenter-orderer0"))
+            .unwrap();
+        if seed % 2 == 1 {
+            // At this moment nobody can take over.
+            world.cut_off(1);
+            world.pass(1500);
+            world.cut.clear();
+        }
+        world.until("the removal", 60, |world| {
+            world.outcomes[outcome] != Outcome::Open
+        });
+        assert_eq!(
+            world.outcomes[outcome],
+            Outcome::Acknowledged,
+            "seed {seed}"
+        );
+        world.until("another leader", 30, |world| {
+            world.leader().is_some_and(|leader| leader != 1)
+        });
+        let leader = world.leader().unwrap();
+        assert_eq!(
+            world.nodes[&leader].view.as_ref().unwrap().consenters[..],
+            [2, 3, 4]
+        );
+        let envelope = world.envelope(b"after");
+        let after = world.submit(leader, envelope, Ack::Committed);
+        world.until("work goes on", 20, |world| {
+            world.outcomes[after] == Outcome::Acknowledged
+        });
+        world.check_chains();
+    }
+}
+
+/// A message that a new configuration forbids is refused although it was allowed when it came.
+#[test]
+fn what_waited_for_a_configuration_is_judged_by_it() {
+    let mut world = World::new(500);
+    world.until("a leader", 2, elected);
+    world.pass(4000);
+    let leader = world.leader().unwrap();
+    let update = world
+        .update(leader, &recorded_update("01-batch-size"))
+        .unwrap();
+    // Checked under the old configuration, ordered under the new one: its signature is verified again.
+    let good = world.envelope(b"good");
+    let good = world.submit(leader, good, Ack::Committed);
+    let signed = world.envelope(b"bad");
+    let mut signature = signed.signature().to_vec();
+    let last = signature.len() - 1;
+    signature[last] ^= 1;
+    let bad = RawEnvelope::new(signed.payload(), &signature);
+    let bad = world.submit(leader, bad, Ack::Committed);
+    world.until("all answers", 5, |world| {
+        world
+            .outcomes
+            .iter()
+            .all(|outcome| *outcome != Outcome::Open)
+    });
+    assert_eq!(world.outcomes[update], Outcome::Acknowledged);
+    assert_eq!(world.outcomes[good], Outcome::Acknowledged);
+    assert!(
+        matches!(&world.outcomes[bad], Outcome::Refused(reason) if reason.contains("permission denied")),
+        "{:?}",
+        world.outcomes[bad]
+    );
+    // The configuration block stands alone.
+    let chain = &world.nodes[&leader].chain;
+    assert_eq!(chain[1].block().data.unwrap().data.len(), 1);
+    assert!(block::is_config(&chain[1].block()));
+    assert_eq!(chain.len(), 3);
 }

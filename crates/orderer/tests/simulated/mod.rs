@@ -4,7 +4,7 @@
 //! performs actions in order, delivers what comes of them later. What a crash takes away is what a crash may take:
 //! messages under way, submissions in memory, blocks that were not synced, writes that the disk had not confirmed.
 
-#![allow(clippy::unwrap_used, clippy::panic, dead_code)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -12,13 +12,18 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use prost::Message as _;
 use quorate_consensus::simulation::{Dice, SimDisk};
 use quorate_consensus::{Group, GroupId, Log, LogOptions, Options};
 use quorate_fabric::block;
 use quorate_fabric::config::ChannelConfig;
 use quorate_fabric::envelope::{self, RawEnvelope};
 use quorate_fabric::msp::LocalMsp;
-use quorate_fabric::proto::common::{ChannelHeader, HeaderType};
+use quorate_fabric::proto::common::{
+    Block, BlockData, ChannelHeader, ConfigEnvelope, HeaderType, Payload,
+};
+use quorate_fabric::proto::etcdraft::ConfigMetadata;
+use quorate_fabric::proto::orderer::ConsensusType;
 use quorate_identity::UnixTime;
 use quorate_orderer::channel::core::{
     Action, Channel, Event, ForwardId, Halt, Now, Setup, Ticket, View, applied_index,
@@ -29,18 +34,18 @@ use quorate_orderer::store::StoredBlock;
 use quorate_runtime::Entropy;
 
 /// 2026-11-20, some hours after the fixtures were made.
-pub const WALL: UnixTime = UnixTime(1_795_200_000);
+pub(crate) const WALL: UnixTime = UnixTime(1_795_200_000);
 
 const GROUP: GroupId = GroupId([7; 16]);
 
 /// How many submissions are offered to a channel at once.
 const BATCH: usize = 8;
 
-pub fn fixtures() -> PathBuf {
+pub(crate) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/fabric")
 }
 
-pub fn read(path: impl AsRef<Path>) -> Bytes {
+pub(crate) fn read(path: impl AsRef<Path>) -> Bytes {
     let path = fixtures().join(path);
     std::fs::read(&path)
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -49,19 +54,19 @@ pub fn read(path: impl AsRef<Path>) -> Bytes {
 
 /// What happened to a submission.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     Open,
     Acknowledged,
     Refused(String),
 }
 
-pub struct Node {
-    pub core: Channel,
-    pub chain: Vec<StoredBlock>,
-    pub synced: usize,
-    pub view: Option<View>,
-    pub halted: Option<Halt>,
-    pub snapshots: u64,
+pub(crate) struct Node {
+    pub(crate) core: Channel,
+    pub(crate) chain: Vec<StoredBlock>,
+    pub(crate) synced: usize,
+    pub(crate) view: Option<View>,
+    pub(crate) halted: Option<Halt>,
+    pub(crate) snapshots: u64,
     log: Log,
     disk: Arc<SimDisk>,
     waiting: VecDeque<(Ticket, Submission)>,
@@ -81,18 +86,18 @@ enum Delivery {
     Pull(u64, u64),
 }
 
-pub struct World {
-    pub nodes: BTreeMap<u64, Node>,
-    pub down: BTreeMap<u64, (Vec<StoredBlock>, Arc<SimDisk>)>,
-    pub now: Duration,
-    pub dice: Dice,
+pub(crate) struct World {
+    pub(crate) nodes: BTreeMap<u64, Node>,
+    pub(crate) down: BTreeMap<u64, (Vec<StoredBlock>, Arc<SimDisk>)>,
+    pub(crate) now: Duration,
+    pub(crate) dice: Dice,
     /// Per cent of consensus messages that are lost.
-    pub loss: u64,
+    pub(crate) loss: u64,
     /// Milliseconds that a message takes at most.
-    pub delay: u64,
+    pub(crate) delay: u64,
     /// Pairs that cannot talk.
-    pub cut: BTreeSet<(u64, u64)>,
-    pub outcomes: Vec<Outcome>,
+    pub(crate) cut: BTreeSet<(u64, u64)>,
+    pub(crate) outcomes: Vec<Outcome>,
     tickets: BTreeMap<(u64, Ticket), usize>,
     next_ticket: u64,
     next_life: u64,
@@ -105,6 +110,30 @@ pub struct World {
     genesis: StoredBlock,
 }
 
+/// The genesis block of the channel `fixture` with another SnapshotIntervalSize.
+pub(crate) fn genesis_with_snapshots_every(bytes: u32) -> StoredBlock {
+    let mut block = Block::decode(read("genesis/fixture.block")).unwrap();
+    let recorded = RawEnvelope::decode(block.data.as_ref().unwrap().data[0].clone()).unwrap();
+    let mut payload = Payload::decode(recorded.payload().clone()).unwrap();
+    let mut envelope = ConfigEnvelope::decode(&payload.data[..]).unwrap();
+    let root = envelope.config.as_mut().unwrap().channel_group.as_mut();
+    let orderer = root.unwrap().groups.get_mut("Orderer").unwrap();
+    let value = orderer.values.get_mut("ConsensusType").unwrap();
+    let mut consensus = ConsensusType::decode(&value.value[..]).unwrap();
+    let mut metadata = ConfigMetadata::decode(&consensus.metadata[..]).unwrap();
+    metadata.options.as_mut().unwrap().snapshot_interval_size = bytes;
+    consensus.metadata = metadata.encode_to_vec();
+    value.value = consensus.encode_to_vec();
+    payload.data = envelope.encode_to_vec();
+    let changed = RawEnvelope::new(&payload.encode_to_vec(), recorded.signature());
+    let data = BlockData {
+        data: vec![changed.encoded().clone()],
+    };
+    block.header.as_mut().unwrap().data_hash = block::data_hash(&data).to_vec().into();
+    block.data = Some(data);
+    StoredBlock::new(&block).unwrap()
+}
+
 fn signer(number: u64) -> LocalMsp {
     let path = format!(
         "crypto/ordererOrganizations/orderer.test/orderers/orderer{number}.orderer.test/msp"
@@ -114,14 +143,14 @@ fn signer(number: u64) -> LocalMsp {
 
 impl World {
     /// The channel `fixture` with its three consenters, Raft ids 1 to 3.
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self::with_genesis(
             seed,
             StoredBlock::decode(read("genesis/fixture.block")).unwrap(),
         )
     }
 
-    pub fn with_genesis(seed: u64, genesis: StoredBlock) -> Self {
+    pub(crate) fn with_genesis(seed: u64, genesis: StoredBlock) -> Self {
         let mut world = Self {
             nodes: BTreeMap::new(),
             down: BTreeMap::new(),
@@ -153,7 +182,7 @@ impl World {
                 .0;
             let group = Group::create(
                 GROUP,
-                world.options(id, &[genesis.clone()]),
+                world.options(id, std::slice::from_ref(&genesis)),
                 &[1, 2, 3],
                 Arc::new(log.clone()),
             )
@@ -227,7 +256,7 @@ impl World {
     }
 
     /// Ends a node as a power failure does.
-    pub fn crash(&mut self, id: u64) {
+    pub(crate) fn crash(&mut self, id: u64) {
         let mut node = self.nodes.remove(&id).unwrap();
         node.disk.crash();
         let unsynced = (node.chain.len() - node.synced) as u64;
@@ -238,7 +267,7 @@ impl World {
     }
 
     /// Starts a node that has crashed.
-    pub fn restart(&mut self, id: u64) {
+    pub(crate) fn restart(&mut self, id: u64) {
         let (chain, disk) = self.down.remove(&id).unwrap();
         let (log, recovered) = Log::open_inline(disk.clone(), LogOptions::default()).unwrap();
         let options = self.options(id, &chain);
@@ -254,7 +283,7 @@ impl World {
     }
 
     /// Starts a new consenter with the chain of `from`.
-    pub fn join(&mut self, id: u64, from: u64) {
+    pub(crate) fn join(&mut self, id: u64, from: u64) {
         let chain = self.nodes[&from].chain.clone();
         let disk = Arc::new(SimDisk::new(self.seed ^ id));
         let log = Log::open_inline(disk.clone(), LogOptions::default())
@@ -265,7 +294,7 @@ impl World {
     }
 
     /// A signed message with this data.
-    pub fn envelope(&mut self, data: &[u8]) -> RawEnvelope {
+    pub(crate) fn envelope(&mut self, data: &[u8]) -> RawEnvelope {
         let header = ChannelHeader {
             r#type: HeaderType::EndorserTransaction as i32,
             channel_id: "fixture".to_owned(),
@@ -276,7 +305,7 @@ impl World {
     }
 
     /// Hands a checked message to a node; answers under what number its outcome is found.
-    pub fn submit(&mut self, node: u64, envelope: RawEnvelope, ack: Ack) -> usize {
+    pub(crate) fn submit(&mut self, node: u64, envelope: RawEnvelope, ack: Ack) -> usize {
         let validated_at = self.nodes[&node].view.as_ref().unwrap().config.sequence();
         self.enqueue(
             node,
@@ -290,7 +319,7 @@ impl World {
     }
 
     /// Checks a configuration update at a node, and hands it over.
-    pub fn update(&mut self, node: u64, update: &RawEnvelope) -> Result<usize, String> {
+    pub(crate) fn update(&mut self, node: u64, update: &RawEnvelope) -> Result<usize, String> {
         let view = self.nodes[&node].view.clone().unwrap();
         let entropy = Entropy::seeded(self.dice.roll());
         let context = UpdateContext {
@@ -329,7 +358,7 @@ impl World {
     }
 
     /// The node that all others follow, if there is one.
-    pub fn leader(&self) -> Option<u64> {
+    pub(crate) fn leader(&self) -> Option<u64> {
         let mut leaders = self.nodes.iter().filter(|(id, node)| {
             node.halted.is_none() && node.core.gauges().is_leader && node.core.leader() == **id
         });
@@ -337,11 +366,11 @@ impl World {
         leaders.next().is_none().then_some(leader)
     }
 
-    pub fn is_cut(&self, a: u64, b: u64) -> bool {
+    pub(crate) fn is_cut(&self, a: u64, b: u64) -> bool {
         self.cut.contains(&(a.min(b), a.max(b)))
     }
 
-    pub fn cut_off(&mut self, node: u64) {
+    pub(crate) fn cut_off(&mut self, node: u64) {
         for other in 1..=4 {
             self.cut.insert((node.min(other), node.max(other)));
         }
@@ -359,7 +388,7 @@ impl World {
     }
 
     /// Lets the next thing happen.
-    pub fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         let delivery = self.due.keys().next().map(|(at, _)| *at);
         let deadline = self
             .nodes
@@ -570,7 +599,7 @@ impl World {
     }
 
     /// Lets things happen until `done`, at most for `patience` of the world's time.
-    pub fn until(&mut self, what: &str, patience: u64, done: impl Fn(&World) -> bool) {
+    pub(crate) fn until(&mut self, what: &str, patience: u64, done: impl Fn(&World) -> bool) {
         let end = self.now + Duration::from_secs(patience);
         while !done(self) {
             assert!(
@@ -584,14 +613,14 @@ impl World {
     }
 
     /// Lets so many milliseconds pass.
-    pub fn pass(&mut self, millis: u64) {
+    pub(crate) fn pass(&mut self, millis: u64) {
         let end = self.now + Duration::from_millis(millis);
         while self.now < end {
             self.step();
         }
     }
 
-    pub fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         self.nodes
             .iter()
             .map(|(id, node)| {
@@ -609,7 +638,7 @@ impl World {
     }
 
     /// All chains are the same but for signatures, as far as they go.
-    pub fn check_chains(&self) {
+    pub(crate) fn check_chains(&self) {
         let longest = self
             .nodes
             .values()
@@ -637,7 +666,7 @@ impl World {
     }
 
     /// How often each envelope stands in the longest chain.
-    pub fn ordered(&self) -> BTreeMap<Bytes, usize> {
+    pub(crate) fn ordered(&self) -> BTreeMap<Bytes, usize> {
         let longest = self
             .nodes
             .values()
@@ -653,7 +682,7 @@ impl World {
         counts
     }
 
-    pub fn heights(&self) -> BTreeSet<usize> {
+    pub(crate) fn heights(&self) -> BTreeSet<usize> {
         self.nodes.values().map(|node| node.chain.len()).collect()
     }
 }
