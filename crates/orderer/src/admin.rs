@@ -294,10 +294,7 @@ impl Api {
 
     async fn all(&self, request: Request<Body>) -> Response {
         match *request.method() {
-            Method::GET => match wants_json(request.headers()) {
-                Ok(()) => self.list(),
-                Err(refused) => refused,
-            },
+            Method::GET => wants_something_else(request.headers()).unwrap_or_else(|| self.list()),
             Method::POST => self.join(request).await,
             ref other => not_allowed(format_args!("invalid request method: {other}"), "GET, POST"),
         }
@@ -314,7 +311,7 @@ impl Api {
                 );
             }
         };
-        if let Err(refused) = wants_json(headers) {
+        if let Some(refused) = wants_something_else(headers) {
             return refused;
         }
         if let Err(error) = ChannelId::new(name) {
@@ -354,7 +351,7 @@ impl Api {
         if let Err(refused) = form::is_form(request.headers()) {
             return json_error(StatusCode::BAD_REQUEST, refused);
         }
-        if let Err(refused) = wants_json(request.headers()) {
+        if let Some(refused) = wants_something_else(request.headers()) {
             return refused;
         }
         let block = match form::config_block(request, self.max_body).await {
@@ -406,8 +403,8 @@ fn remove_refused(error: &RemoveError) -> Response {
     }
 }
 
-/// Whether the client takes the only thing that we have; else the refusal.
-fn wants_json(headers: &HeaderMap) -> Result<(), Response> {
+/// The refusal of a client that does not take JSON, the only thing that we have.
+fn wants_something_else(headers: &HeaderMap) -> Option<Response> {
     let accepted = headers
         .get(header::ACCEPT)
         .map(|accepted| String::from_utf8_lossy(accepted.as_bytes()))
@@ -416,13 +413,12 @@ fn wants_json(headers: &HeaderMap) -> Result<(), Response> {
         || ["application/json", "application/*", "*/*"]
             .iter()
             .any(|kind| accepted.contains(kind));
-    if fitting {
-        return Ok(());
-    }
-    Err(json_error(
-        StatusCode::NOT_ACCEPTABLE,
-        "response Content-Type is application/json only",
-    ))
+    (!fitting).then(|| {
+        json_error(
+            StatusCode::NOT_ACCEPTABLE,
+            "response Content-Type is application/json only",
+        )
+    })
 }
 
 fn not_allowed(error: impl fmt::Display, allowed: &'static str) -> Response {

@@ -13,6 +13,7 @@
 //! Start reading at [`Options`]; how a file becomes one is in `schema`, on the tree of `tree` with the values of
 //! `value`.
 
+mod logging;
 mod schema;
 mod tree;
 mod value;
@@ -24,6 +25,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use logging::{LOGGING_FORMAT_VARIABLE, LOGGING_SPEC_VARIABLE, logging};
 pub use schema::{load, read};
 
 /// The variable that names the directory of `orderer.yaml`.
