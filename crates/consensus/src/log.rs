@@ -25,6 +25,7 @@ use std::thread::{self, JoinHandle};
 use raft::eraftpb::{Entry, HardState};
 
 use self::journal::Journal;
+pub(crate) use self::record::{read_snapshot_file, snapshot_file};
 use self::shelf::Shelf;
 use crate::disk::Disk;
 use crate::simulation::SimDisk;
@@ -366,7 +367,7 @@ impl Entries for Log {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .find(group, range, max_bytes)?;
-        let read = |(index, place, file): (u64, shelf::Place, Arc<dyn crate::disk::File>)| {
+        let read = |(index, place, file): shelf::Found| {
             let name = recovery::segment_name(place.segment);
             let entry = shelf::entry(shelf::read(&*file, &name, place, group)?);
             entry.filter(|entry| entry.index == index).ok_or_else(|| {

@@ -50,6 +50,7 @@ impl Drain for Bridge {
         }
         let mut text = format!("{:x} {}", self.id, record.msg());
         let mut pairs = Pairs {
+            told: record.msg().to_string(),
             text: &mut text,
             count: 0,
         };
@@ -74,14 +75,23 @@ impl Drain for Bridge {
     }
 }
 
-/// Key-value pairs as `text [key: value, key: value]`.
+/// Key-value pairs as `text [key: value, key: value]`, without those that the text itself tells.
 struct Pairs<'a> {
+    told: String,
     text: &'a mut String,
     count: usize,
 }
 
 impl Serializer for Pairs<'_> {
     fn emit_arguments(&mut self, key: slog::Key, value: &fmt::Arguments<'_>) -> slog::Result {
+        let value = value.to_string();
+        if self
+            .told
+            .split(|c: char| !c.is_alphanumeric())
+            .any(|word| word == value)
+        {
+            return Ok(());
+        }
         let before = if self.count == 0 { " [" } else { ", " };
         self.count += 1;
         Ok(write!(self.text, "{before}{key}: {value}")?)

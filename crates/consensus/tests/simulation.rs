@@ -3,7 +3,12 @@
 //! While faults rage (loss, delay, duplication, reordering, partitions, crashes with torn writes, disks that fail)
 //! nothing unsafe may happen; after they cease, everybody must agree soon. A failure names its seed; run it alone with
 //! `QUORATE_SEED=n cargo test -p quorate-consensus --test simulation one_seed -- --nocapture`.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::needless_range_loop
+)]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -224,9 +224,10 @@ fn cost(entry: &Entry) -> u64 {
 }
 
 pub(super) fn conf_state(members: &[u64]) -> ConfState {
-    let mut state = ConfState::default();
-    state.voters = members.to_vec();
-    state
+    ConfState {
+        voters: members.to_vec(),
+        ..Default::default()
+    }
 }
 
 impl raft::Storage for Store {

@@ -37,10 +37,8 @@ pub(super) struct Journal {
     syncs: Arc<AtomicU64>,
 }
 
-enum Queued {
-    Write(GroupId, Write),
-    Remove(GroupId),
-}
+/// A group and what it writes; nothing: it is removed.
+type Queued = (GroupId, Option<Write>);
 
 #[derive(Clone, Copy)]
 enum Item {
@@ -155,11 +153,11 @@ impl Journal {
 
     pub(super) fn append(&mut self, group: GroupId, write: Write) {
         self.queued_bytes += write.bytes();
-        self.queue.push(Queued::Write(group, write));
+        self.queue.push((group, Some(write)));
     }
 
     pub(super) fn remove(&mut self, group: GroupId) {
-        self.queue.push(Queued::Remove(group));
+        self.queue.push((group, None));
     }
 
     /// Bytes that the next flush will write, about.
@@ -174,10 +172,11 @@ impl Journal {
         if let Some(failure) = &self.failure {
             return Err(failure.clone());
         }
-        if queue
-            .iter()
-            .all(|queued| matches!(queued, Queued::Write(_, write) if *write == Write::default()))
-        {
+        if queue.iter().all(|(_, write)| {
+            write
+                .as_ref()
+                .is_some_and(|write| *write == Write::default())
+        }) {
             return Ok(());
         }
         let result = self.batch(queue, queued).and_then(|()| self.clean());
@@ -206,9 +205,9 @@ impl Journal {
         // First what is moved: it was chosen by what is durable now, and may be replaced by what follows.
         self.move_some(&mut batch, MOVE_BYTES.max(2 * queued))?;
         let mut known: HashMap<GroupId, bool> = HashMap::new();
-        for queued in queue {
-            match queued {
-                Queued::Write(group, write) => {
+        for (group, write) in queue {
+            match write {
+                Some(write) => {
                     let known = known
                         .entry(group)
                         .or_insert_with(|| self.lock().groups.contains_key(&group));
@@ -218,7 +217,7 @@ impl Journal {
                         batch.write(group, write);
                     }
                 }
-                Queued::Remove(group) => {
+                None => {
                     known.insert(group, false);
                     batch.put(group, true, &Record::Remove, None);
                 }

@@ -136,6 +136,38 @@ pub(super) fn put_start(out: &mut Vec<u8>, segment: u64, previous: u64) {
     put(out, segment, 0, NOBODY, true, &Record::Start { previous });
 }
 
+/// A snapshot in a file of its own: a record behind [`MAGIC`], at a place that no log has.
+pub(crate) fn snapshot_file(snapshot: &Snapshot) -> Vec<u8> {
+    let mut out = MAGIC.to_vec();
+    put(
+        &mut out,
+        snapshot.index,
+        0,
+        NOBODY,
+        true,
+        &Record::Install(snapshot.clone()),
+    );
+    out
+}
+
+/// Understands such a file; the error says what is wrong with it.
+pub(crate) fn read_snapshot_file(bytes: &[u8], index: u64) -> Result<Snapshot, &'static str> {
+    let rest = bytes
+        .strip_prefix(MAGIC)
+        .ok_or("it does not begin like a snapshot")?;
+    let (header, body) = rest.split_first_chunk::<HEADER>().ok_or("it ends early")?;
+    if body_length(*header) != body.len() as u64 {
+        return Err("it ends early");
+    }
+    if !intact(index, MAGIC.len() as u64, *header, body) {
+        return Err("it does not match its checksum");
+    }
+    match decode(body)?.record {
+        Record::Install(snapshot) if snapshot.index == index => Ok(snapshot),
+        _ => Err("it contains something else"),
+    }
+}
+
 fn kind(record: &Record) -> u8 {
     match record {
         Record::Start { .. } => START,

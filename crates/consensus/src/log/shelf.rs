@@ -77,6 +77,9 @@ impl GroupIndex {
     }
 }
 
+/// An entry's index, its place, and the file for it, which stays readable even if the segment goes.
+pub(super) type Found = (u64, Place, Arc<dyn File>);
+
 /// All segments and all groups.
 #[derive(Default)]
 pub(super) struct Shelf {
@@ -156,7 +159,7 @@ impl Shelf {
         group: GroupId,
         range: Range<u64>,
         max_bytes: u64,
-    ) -> Result<Vec<(u64, Place, Arc<dyn File>)>, LogError> {
+    ) -> Result<Vec<Found>, LogError> {
         let mut found = Vec::new();
         let mut bytes = 0;
         let index = self.groups.get(&group);

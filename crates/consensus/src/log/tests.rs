@@ -504,7 +504,7 @@ fn throughput() {
                 }],
                 ..Write::default()
             };
-            if index % 1000 == 0 {
+            if index.is_multiple_of(1000) {
                 let snapshot = Snapshot {
                     index: index - 1,
                     term: 1,
