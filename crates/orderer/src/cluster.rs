@@ -30,6 +30,7 @@ use tokio::time::Instant;
 
 pub(crate) use connection::{Destination, Link, Unconnected, dial};
 pub use connection::{RECONNECT_MAX, RECONNECT_MIN};
+pub use expiry::track_expiry;
 pub use service::{STRANGERS_MESSAGE_BYTES, StepService};
 
 use crate::grpc::StreamMetrics;

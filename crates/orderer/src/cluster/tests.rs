@@ -338,6 +338,79 @@ async fn channels_share_a_connection_and_forgotten_ones_end() {
     );
 }
 
+#[tokio::test]
+async fn a_thousand_idle_channels_are_entries_in_a_table() {
+    let (left, right) = (Setup::new(0).start().await, Setup::new(1).start().await);
+    let before = left.tasks.running();
+    let members = members([left.address, right.address, nowhere()]);
+    for index in 0..1000 {
+        left.transport
+            .configure(&format!("channel{index}"), &members);
+    }
+    assert_eq!(left.tasks.running(), before);
+    assert_eq!(left.transport.core.connections.lock().unwrap().len(), 3);
+    // A peer that is away costs one attempt for all of them, and a pause.
+    let envelope = RawEnvelope::decode(Bytes::new()).unwrap();
+    assert!(
+        left.transport
+            .submit("channel0", 3, 0, &envelope)
+            .await
+            .is_err()
+    );
+    for index in 0..1000 {
+        let channel = format!("channel{index}");
+        left.transport.send(&channel, 3, &raft("x"), &Bytes::new());
+    }
+    let settled = async {
+        while left.tasks.running().len() > before.len() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, settled).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_consenter_that_babbles_after_the_handshake_is_dropped() {
+    // As a server: its certificate is right, and nothing else.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let tasks = Tasks::new("babbler");
+    tasks.spawn("babble", async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let acceptor = tokio_rustls::TlsAcceptor::from(server_tls(orderer(1)).config());
+            if let Ok(mut tls) = acceptor.accept(tcp).await {
+                let _ = tls.write_all(&[0xff; 100_000]).await;
+                let _ = tls.read(&mut [0; 64]).await;
+            }
+        }
+    });
+    let mut left = Setup::new(0).start().await;
+    let members = members([left.address, address, nowhere()]);
+    left.transport.configure("fixture", &members);
+    let lost = async {
+        while left.transport.send("fixture", 2, &raft("x"), &Bytes::new()) != Sent::Lost {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, lost).await.unwrap();
+    // As a client.
+    let tcp = TcpStream::connect(left.address).await.unwrap();
+    let (config, _) = client_tls(Some(orderer(1))).begin(None);
+    let name = rustls_pki_types::ServerName::try_from("localhost").unwrap();
+    let connector = tokio_rustls::TlsConnector::from(config);
+    let mut tls = connector.connect(name, tcp).await.unwrap();
+    let _ = tls.write_all(&[0xff; 100_000]).await;
+    let ended = async { while let Ok(1..) = tls.read(&mut [0; 4096]).await {} };
+    timeout(PATIENCE, ended).await.unwrap();
+    // Others are served.
+    let request = wire::consensus("fixture", &raft("served"), &Bytes::new());
+    let call = step(left.address, Some(orderer(1)), vec![request]);
+    tokio::select! {
+        ended = call => panic!("{ended:?}"),
+        got = left.next() => assert!(matches!(got, Got::Consensus(_, 2, ..))),
+    }
+}
+
 /// Opens a stream as `caller`, sends `requests`, and gives the stream's end: `None` while it stays open.
 async fn step(
     address: SocketAddr,
