@@ -28,6 +28,9 @@ use super::*;
 use crate::listener::{Peer, PeerCertificate};
 use crate::store::Ledgers;
 
+/// How long a test waits for what must come, before it fails.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 fn fixture(path: &str) -> PathBuf {
     Path::new(concat!(
         env!("CARGO_MANIFEST_DIR"),
@@ -176,7 +179,8 @@ impl Talk {
     }
 
     async fn hear(&mut self) -> Heard {
-        match self.responses.next().await {
+        let next = tokio::time::timeout(PATIENCE, self.responses.next()).await;
+        match next.expect("nothing was heard") {
             Some(Ok(DeliverResponse::Block(block))) => {
                 Heard::Block(StoredBlock::decode(block).unwrap().number())
             }
