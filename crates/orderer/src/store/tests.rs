@@ -349,6 +349,75 @@ fn damage_in_the_middle_is_refused_by_file_and_offset() {
     }
 }
 
+/// A changed length makes a record look as if it were cut off. Cutting there would lose all blocks after it.
+#[test]
+fn a_length_that_grew_is_no_torn_tail() {
+    let blocks = recorded();
+    let whole = Place::with(&blocks);
+    let start: usize = blocks[..10]
+        .iter()
+        .map(|block| fabrics_record(&block.block()).len())
+        .sum();
+    let mut bytes = fs::read(whole.file(0)).unwrap();
+    assert!(bytes[start + 1] < 0x80, "the length has two bytes");
+    // The length continues in the block's number, and is now beyond the file's end.
+    bytes[start + 1] |= 0x80;
+    for with_index in [true, false] {
+        let place = whole.copy();
+        fs::write(place.file(0), &bytes).unwrap();
+        let mut index = fs::read(place.index()).unwrap();
+        *index.last_mut().unwrap() ^= 1;
+        fs::write(place.index(), &index).unwrap();
+        if !with_index {
+            fs::remove_file(place.index()).unwrap();
+        }
+        assert_eq!(damaged(place.store()), (place.file(0), start as u64));
+        assert_eq!(fs::read(place.file(0)).unwrap(), bytes);
+    }
+    // The newest length, with the block behind it unharmed: it could not have been written like that.
+    let last = fs::metadata(whole.file(0)).unwrap().len() as usize
+        - fabrics_record(&blocks[31].block()).len();
+    let place = whole.copy();
+    let mut bytes = fs::read(whole.file(0)).unwrap();
+    bytes[last + 1] |= 0x40;
+    fs::write(place.file(0), &bytes).unwrap();
+    fs::remove_file(place.index()).unwrap();
+    assert_eq!(damaged(place.store()), (place.file(0), last as u64));
+}
+
+/// The index's promise counts even when its entries are lost: what was durable is not cut off.
+#[test]
+fn a_promise_outlives_its_entries() {
+    let blocks = small(4);
+    let whole = Place::with(&blocks);
+    let mut index = fs::read(whole.index()).unwrap();
+    *index.last_mut().unwrap() ^= 1;
+    fs::write(whole.index(), &index).unwrap();
+    let bytes = fs::read(whole.file(0)).unwrap();
+    let length = |number: usize| fabrics_record(&blocks[number].block()).len();
+    let start_of_2 = length(0) + length(1);
+    let start_of_3 = start_of_2 + length(2);
+
+    let changed = whole.copy();
+    let mut changed_bytes = bytes.clone();
+    changed_bytes[start_of_3 + 10] ^= 1;
+    fs::write(changed.file(0), &changed_bytes).unwrap();
+    assert_eq!(
+        damaged(changed.store()),
+        (changed.file(0), start_of_3 as u64)
+    );
+
+    // More than the last block would go.
+    let cut = whole.copy();
+    fs::write(cut.file(0), &bytes[..start_of_2 + 5]).unwrap();
+    assert_eq!(damaged(cut.store()), (cut.file(0), start_of_2 as u64));
+
+    // Nothing here is damaged, there is only less of it: somebody put an older copy there.
+    let older = whole.copy();
+    fs::write(older.file(0), &bytes[..start_of_2]).unwrap();
+    assert_chain(&older.store().unwrap(), &blocks[..2]);
+}
+
 fn fabrics_metadata(block: &StoredBlock) -> usize {
     let metadata = block.block().metadata.unwrap().metadata;
     // All lengths here are below 128: one byte each.
