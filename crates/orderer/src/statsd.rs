@@ -4,7 +4,8 @@
 //! (`broadcast.processed_count.mychannel.MESSAGE.SUCCESS:12.000000|c`), what a gauge is (`…|g`), and the durations
 //! observed, in seconds although the line says `ms`, as Fabric has it. Labels follow the name, with `_` for what would
 //! end a name. Of durations at most a fixed number is sent in one interval, marked with the share that it is
-//! (`|ms|@0.25`).
+//! (`|ms|@0.25`). Where single durations are not kept, because they were put into a histogram and not into a
+//! [`Timing`](crate::metrics::Timing), the buckets speak: one line for all that fell into the same one, with its middle.
 //!
 //! A server that cannot be reached costs the numbers of that interval and a line in the log, nothing else.
 
@@ -13,7 +14,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::time::Duration;
 
-use prometheus::proto::MetricType;
+use prometheus::proto::{Histogram, MetricType};
 use quorate_runtime::Tasks;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UdpSocket};
@@ -27,8 +28,8 @@ const MAX_DATAGRAM: usize = 1432;
 /// How long a connection, and a write, may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Counters whose last value is remembered; of further ones nothing is sent.
-const MAX_COUNTERS: usize = 16 * 1024;
+/// Counters, and histograms, whose last value is remembered; of further ones nothing is sent.
+const MAX_REMEMBERED: usize = 16 * 1024;
 
 /// The shortest interval between two writes.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
@@ -76,6 +77,8 @@ struct Lines {
     prefix: String,
     metrics: OrdererMetrics,
     counted: BTreeMap<String, f64>,
+    /// The sum of each histogram, and how many there were up to each bound and in all.
+    observed: BTreeMap<String, (f64, Vec<u64>)>,
 }
 
 impl Lines {
@@ -89,12 +92,22 @@ impl Lines {
             prefix,
             metrics,
             counted: BTreeMap::new(),
+            observed: BTreeMap::new(),
         }
     }
 
     /// The lines for what has happened since the last call.
     fn take(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
+        let mut sampled: BTreeMap<String, Sampled> = self
+            .metrics
+            .take_samples()
+            .into_iter()
+            .map(|sampled| {
+                let labels = sampled.labels.iter().map(String::as_str);
+                (full_name(&self.prefix, sampled.name, labels), sampled)
+            })
+            .collect();
         for family in self.metrics.gather() {
             let Some(statsd) = self.metrics.statsd_name(family.name()) else {
                 continue;
@@ -111,7 +124,7 @@ impl Lines {
                 match family.get_field_type() {
                     MetricType::COUNTER => {
                         let value = metric.get_counter().get_value();
-                        let room = self.counted.len() < MAX_COUNTERS;
+                        let room = self.counted.len() < MAX_REMEMBERED;
                         let before = match self.counted.get_mut(&name) {
                             Some(before) => std::mem::replace(before, value),
                             None if room => {
@@ -128,32 +141,80 @@ impl Lines {
                         let value = metric.get_gauge().get_value();
                         lines.push(format!("{name}:{value:.6}|g\n"));
                     }
-                    // Durations are sent one by one, below.
+                    MetricType::HISTOGRAM => {
+                        let histogram = metric.get_histogram();
+                        let single = sampled.remove(&name);
+                        durations(&mut self.observed, &name, histogram, single, &mut lines);
+                    }
                     _ => {}
                 }
             }
-        }
-        for sampled in self.metrics.take_samples() {
-            self.durations(&sampled, &mut lines);
         }
         for (name, value) in Process::now().go_gauges() {
             lines.push(format!("{}{name}:{value:.6}|g\n", self.prefix));
         }
         lines
     }
+}
 
-    fn durations(&self, sampled: &Sampled, lines: &mut Vec<String>) {
-        let labels = sampled.labels.iter().map(String::as_str);
-        let name = full_name(&self.prefix, sampled.name, labels);
-        let kept = sampled.values.len() as f64;
-        let share = if sampled.seen as f64 > kept {
-            format!("|@{:.6}", kept / sampled.seen as f64)
+/// Writes what a histogram has got since the last time: the single durations if they were kept, else by bucket.
+fn durations(
+    observed: &mut BTreeMap<String, (f64, Vec<u64>)>,
+    name: &str,
+    histogram: &Histogram,
+    single: Option<Sampled>,
+    lines: &mut Vec<String>,
+) {
+    let sum = histogram.get_sample_sum();
+    let counts: Vec<u64> = histogram
+        .get_bucket()
+        .iter()
+        .map(|bucket| bucket.cumulative_count())
+        .chain([histogram.get_sample_count()])
+        .collect();
+    let room = observed.len() < MAX_REMEMBERED;
+    let (sum_before, before) = match observed.get_mut(name) {
+        Some(known) => std::mem::replace(known, (sum, counts.clone())),
+        None if room => {
+            let nothing = (0.0, vec![0; counts.len()]);
+            observed.insert(name.to_owned(), (sum, counts.clone()));
+            nothing
+        }
+        None => return,
+    };
+    let mut write = |value: f64, share: f64| {
+        let share = if share < 1.0 {
+            format!("|@{share:.6}")
         } else {
             String::new()
         };
-        for value in &sampled.values {
-            lines.push(format!("{name}:{value:.6}|ms{share}\n"));
+        lines.push(format!("{name}:{value:.6}|ms{share}\n"));
+    };
+    if let Some(single) = single {
+        let share = single.values.len() as f64 / single.seen as f64;
+        for value in single.values {
+            write(value, share);
         }
+        return;
+    }
+    let new = |place: usize| counts[place].saturating_sub(before.get(place).copied().unwrap_or(0));
+    if new(counts.len() - 1) == 1 {
+        return write(sum - sum_before, 1.0);
+    }
+    let (mut lower, mut below) = (0.0, 0);
+    for place in 0..counts.len() {
+        // The last one has no bound of its own.
+        let upper = histogram
+            .get_bucket()
+            .get(place)
+            .map(|bucket| bucket.upper_bound())
+            .filter(|bound| bound.is_finite())
+            .unwrap_or(lower);
+        let within = new(place).saturating_sub(below);
+        if within > 0 {
+            write((lower + upper) / 2.0, 1.0 / within as f64);
+        }
+        (lower, below) = (upper, new(place));
     }
 }
 
@@ -315,6 +376,34 @@ mod tests {
             sent.iter().all(|line| {
                 line == "ledger.blockstorage_commit_time.c:0.001000|ms|@0.250000\n"
             })
+        );
+    }
+
+    #[test]
+    fn histograms_that_keep_no_single_durations_are_sent_by_their_buckets() {
+        let registry = Metrics::new();
+        let metrics = OrdererMetrics::new(&registry, true);
+        let histogram = registry
+            .histogram_family("ledger_blockstorage_commit_time", "", &[], &["channel"])
+            .with_label_values(&["c"]);
+        let mut lines = Lines::new("", metrics);
+        let name = "ledger.blockstorage_commit_time.c";
+        histogram.observe(0.0031);
+        assert_eq!(
+            lines_of(&mut lines, "commit_time"),
+            [format!("{name}:0.003100|ms\n")]
+        );
+        assert_eq!(lines_of(&mut lines, "commit_time").len(), 0);
+        for seconds in [0.012, 0.014, 0.011, 0.013, 0.03, 99.0] {
+            histogram.observe(seconds);
+        }
+        assert_eq!(
+            lines_of(&mut lines, "commit_time"),
+            [
+                format!("{name}:0.012500|ms|@0.250000\n"),
+                format!("{name}:0.032500|ms\n"),
+                format!("{name}:10.000000|ms\n"),
+            ]
         );
     }
 
