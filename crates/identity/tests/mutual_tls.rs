@@ -16,7 +16,8 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use rustls::{ClientConnection, ServerConnection};
-use rustls_pki_types::ServerName;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use time::OffsetDateTime;
 
 const CRYPTO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/fabric/crypto");
@@ -94,6 +95,34 @@ impl Ended {
     }
 }
 
+type End = Result<(), rustls::Error>;
+
+/// Carries bytes both ways until nobody has anything to say; the first error of either side is its end.
+fn exchange(left: &mut ClientConnection, right: &mut ServerConnection) -> (End, End) {
+    let (mut left_end, mut right_end) = (Ok(()), Ok(()));
+    for _ in 0..8 {
+        let mut bytes = Vec::new();
+        while left.wants_write() {
+            left.write_tls(&mut bytes).unwrap();
+        }
+        let mut unread = bytes.as_slice();
+        while !unread.is_empty() {
+            right.read_tls(&mut unread).unwrap();
+            right_end = right_end.and(right.process_new_packets().map(drop));
+        }
+        bytes.clear();
+        while right.wants_write() {
+            right.write_tls(&mut bytes).unwrap();
+        }
+        let mut unread = bytes.as_slice();
+        while !unread.is_empty() {
+            left.read_tls(&mut unread).unwrap();
+            left_end = left_end.and(left.process_new_packets().map(drop));
+        }
+    }
+    (left_end, right_end)
+}
+
 fn handshake(client: &ClientTls, server: &ServerTls, name: &str, pinned: Option<&[u8]>) -> Ended {
     let (config, refused_by_client) = client.begin(pinned);
     let name = ServerName::try_from(name.to_owned()).unwrap();
@@ -103,34 +132,11 @@ fn handshake(client: &ClientTls, server: &ServerTls, name: &str, pinned: Option<
     let text = |error: rustls::Error, refusal: &Refusal| {
         failure_text(&io::Error::new(io::ErrorKind::InvalidData, error), refusal)
     };
-    let mut ended = Ended {
-        client: Ok(()),
-        server: Ok(()),
+    let (left_end, right_end) = exchange(&mut left, &mut right);
+    let ended = Ended {
+        client: left_end.map_err(|error| text(error, &refused_by_client)),
+        server: right_end.map_err(|error| text(error, &refused_by_server)),
     };
-    for _ in 0..8 {
-        let mut bytes = Vec::new();
-        while left.wants_write() {
-            left.write_tls(&mut bytes).unwrap();
-        }
-        let mut unread = bytes.as_slice();
-        while !unread.is_empty() {
-            right.read_tls(&mut unread).unwrap();
-            if let Err(error) = right.process_new_packets() {
-                ended.server = ended.server.and(Err(text(error, &refused_by_server)));
-            }
-        }
-        bytes.clear();
-        while right.wants_write() {
-            right.write_tls(&mut bytes).unwrap();
-        }
-        let mut unread = bytes.as_slice();
-        while !unread.is_empty() {
-            left.read_tls(&mut unread).unwrap();
-            if let Err(error) = left.process_new_packets() {
-                ended.client = ended.client.and(Err(text(error, &refused_by_client)));
-            }
-        }
-    }
     if ended.well() {
         assert!(!left.is_handshaking() && !right.is_handshaking());
         assert_eq!(left.alpn_protocol(), Some(b"h2".as_slice()));
@@ -446,6 +452,64 @@ fn pem(der: &[u8]) -> String {
     use base64::Engine as _;
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
+}
+
+/// Fabric's own servers and older clients speak nothing newer.
+#[test]
+fn tls_1_2_is_spoken_on_both_sides() {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let old = [&rustls::version::TLS12];
+    let pair = |index: u32| {
+        let folder =
+            format!("ordererOrganizations/orderer.test/orderers/orderer{index}.orderer.test/tls");
+        let chain =
+            vec![CertificateDer::from_pem_slice(&file(&format!("{folder}/server.crt"))).unwrap()];
+        let key = PrivateKeyDer::from_pem_slice(&file(&format!("{folder}/server.key"))).unwrap();
+        (chain, key)
+    };
+    let mut trusted = rustls::RootCertStore::empty();
+    trusted
+        .add(CertificateDer::from_pem_slice(&ca()).unwrap())
+        .unwrap();
+    let (chain, key) = pair(0);
+    let client_of_old = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&old)
+        .unwrap()
+        .with_root_certificates(trusted)
+        .with_client_auth_cert(chain, key)
+        .unwrap();
+    let name = || ServerName::try_from("localhost").unwrap();
+    let (config, _) = server(orderer(1), ClientAuth::Required).begin();
+    let mut left = ClientConnection::new(Arc::new(client_of_old), name()).unwrap();
+    let mut right = ServerConnection::new(config).unwrap();
+    assert_eq!(exchange(&mut left, &mut right), (Ok(()), Ok(())));
+    assert_eq!(
+        right.protocol_version(),
+        Some(rustls::ProtocolVersion::TLSv1_2)
+    );
+    assert!(right.peer_certificates().is_some());
+
+    let (chain, key) = pair(1);
+    let server_of_old = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&old)
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    let server_of_old = Arc::new(server_of_old);
+    let mut ours = client(Some(orderer(0)));
+    for (now, refused) in [(NOW, false), (NOW + 20 * 365 * 24 * 3600, true)] {
+        ours.clock = at(now);
+        let (config, refusal) = ours.begin(None);
+        let mut left = ClientConnection::new(config, name()).unwrap();
+        let mut right = ServerConnection::new(server_of_old.clone()).unwrap();
+        let (client_end, server_end) = exchange(&mut left, &mut right);
+        assert_eq!(client_end.is_err(), refused);
+        assert_eq!(refusal.reason().is_some(), refused);
+        let told = server_end.err();
+        let expected = rustls::Error::AlertReceived(rustls::AlertDescription::BadCertificate);
+        assert_eq!(told, refused.then_some(expected));
+    }
 }
 
 #[test]

@@ -321,6 +321,7 @@ async fn channels_share_a_connection_and_forgotten_ones_end() {
     for index in 0..200 {
         left.transport.remove(&format!("channel{index}"));
     }
+    left.transport.configure("fixture", &[]);
     let gone = async {
         while !right
             .metrics
@@ -331,6 +332,17 @@ async fn channels_share_a_connection_and_forgotten_ones_end() {
         }
     };
     timeout(PATIENCE, gone).await.unwrap();
+    // Nobody needs the connection any more.
+    let closed = async {
+        while !left
+            .metrics
+            .render()
+            .contains("cluster_comm_egress_tls_connection_count 0")
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, closed).await.unwrap();
     assert_eq!(
         left.transport
             .send("channel7", 2, &raft("x"), &Bytes::new()),

@@ -53,6 +53,8 @@ struct Behaviour {
     status: Option<Status>,
     /// Ends each stream after so many blocks; 0: never.
     ends_after: usize,
+    /// Falls silent after so many blocks; 0: never.
+    sleeps_after: usize,
     /// Says nothing.
     silent: AtomicBool,
     /// Streams of blocks that began.
@@ -108,6 +110,10 @@ fn answer(behaviour: &Behaviour, seek: &SeekInfo) -> Responses<DeliverResponse> 
         .iter()
         .map(|block| Ok(DeliverResponse::Block(block.clone())))
         .collect();
+    if behaviour.sleeps_after > 0 {
+        let some = stream::iter(blocks).take(behaviour.sleeps_after);
+        return some.chain(stream::pending()).boxed();
+    }
     match behaviour.ends_after {
         0 => stream::iter(blocks).chain(stream::pending()).boxed(),
         limit => stream::iter(blocks)
@@ -305,6 +311,10 @@ async fn others_are_asked_when_one_fails() {
         ends_after: 2,
         ..honest()
     };
+    let sleeping = Behaviour {
+        sleeps_after: 3,
+        ..honest()
+    };
     let mut forged = chain();
     let mut block = Block::decode(forged[20].clone()).unwrap();
     block.data.as_mut().unwrap().data[0] = Bytes::from_static(b"forged");
@@ -329,7 +339,10 @@ async fn others_are_asked_when_one_fails() {
         }
     });
     let mut addresses = vec!["127.0.0.1:1".to_owned(), "nonsense".to_owned(), babbler];
-    for (index, behaviour) in (0..).zip([short, breaking, lying, refusing, silent]) {
+    for (index, behaviour) in [0, 1, 2, 3, 4, 0]
+        .into_iter()
+        .zip([short, breaking, lying, refusing, silent, sleeping])
+    {
         addresses.push(serve(index, behaviour, &tasks).await.0);
     }
     addresses.push(serve(1, honest(), &tasks).await.0);
