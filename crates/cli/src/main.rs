@@ -12,6 +12,7 @@ mod local_network;
 mod network;
 mod node;
 mod obfuscate;
+mod orderer;
 mod rpc_ssl;
 mod service_manager;
 mod shell;
@@ -36,6 +37,8 @@ struct Arguments {
 enum Command {
     /// Run one organisation's ledger node, or look at its configuration
     Node(node::Arguments),
+    /// Run an ordering node, with a Fabric orderer's configuration
+    Orderer(orderer::Arguments),
     /// Keep a node running: check it, and start it again when it does not work
     Watchdog(watchdog::Arguments),
     /// Look at and migrate a node's database
@@ -53,7 +56,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match orderer::by_name() {
+        Some(arguments) => Arguments::parse_from(arguments),
+        None => Arguments::parse(),
+    };
     if rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .is_err()
@@ -75,6 +81,7 @@ fn main() -> ExitCode {
     let result = runtime.block_on(async {
         match arguments.command {
             Command::Node(arguments) => node::run(arguments).await,
+            Command::Orderer(arguments) => orderer::run(arguments).await,
             Command::Watchdog(arguments) => watchdog::run(arguments).await,
             Command::Database(arguments) => database::run(arguments).await,
             Command::Network(arguments) => network::run(arguments),

@@ -523,7 +523,7 @@ fn stop_on_signals(tasks: &Tasks) -> Result<()> {
     Ok(())
 }
 
-fn revision() -> &'static str {
+pub(crate) fn revision() -> &'static str {
     option_env!("QUORATE_REVISION").unwrap_or("unknown")
 }
 

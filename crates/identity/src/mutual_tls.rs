@@ -141,6 +141,13 @@ impl Roots {
         Ok(roots)
     }
 
+    /// The certificates that are trusted now.
+    #[must_use]
+    pub fn certificates(&self) -> Vec<Certificate> {
+        let pool = self.pool.read().unwrap_or_else(PoisonError::into_inner);
+        pool.certificates().to_vec()
+    }
+
     /// Replaces the pool; on an error the former one stays.
     ///
     /// # Errors

@@ -28,6 +28,7 @@ use tracing::{debug, warn};
 
 use crate::channel::{Ack, ChannelHandle, Pending, Submission, SubmitError, View};
 use crate::checks::{self, Class, Kind, Refusal, Rules, UpdateContext};
+use crate::grpc::{Caller, Requests, Responses};
 
 /// The name under which operators know these log lines.
 const LOG: &str = "orderer.common.broadcast";
@@ -289,6 +290,12 @@ struct Queued {
     permit: OwnedSemaphorePermit,
 }
 
+impl crate::grpc::Broadcast for Broadcast {
+    fn broadcast(&self, caller: Caller, requests: Requests) -> Responses<BroadcastResponse> {
+        self.serve(caller.address.to_string(), requests)
+    }
+}
+
 type Answers = Pin<Box<dyn Stream<Item = Result<BroadcastResponse, tonic::Status>> + Send>>;
 
 impl Broadcast {
@@ -309,12 +316,12 @@ impl Broadcast {
         }
     }
 
-    /// The answers to a stream of encoded envelopes from `peer` (for the log).
+    /// The answers to a stream of envelopes from `peer` (for the log).
     ///
     /// Dropping the answers drops what is not queued yet; what is queued may be ordered.
     pub fn serve<S>(&self, peer: String, requests: S) -> Answers
     where
-        S: Stream<Item = Result<Bytes, tonic::Status>> + Send + 'static,
+        S: Stream<Item = Result<RawEnvelope, tonic::Status>> + Send + 'static,
     {
         let peer: Arc<str> = peer.into();
         let room = Arc::new(Semaphore::new(MAX_BYTES_UNDER_WAY as usize));
@@ -364,23 +371,18 @@ impl Broadcast {
     async fn receive(
         &self,
         peer: &str,
-        request: Bytes,
+        envelope: RawEnvelope,
         room: Arc<Semaphore>,
     ) -> Result<Received, tonic::Status> {
-        let bytes = u32::try_from(request.len()).unwrap_or(u32::MAX);
+        let bytes = u32::try_from(envelope.encoded().len()).unwrap_or(u32::MAX);
         let permit = room
             .acquire_many_owned(bytes.min(MAX_BYTES_UNDER_WAY))
             .await
             .map_err(|_| tonic::Status::internal("the stream is closed"))?;
         let started = self.checker.clock.monotonic();
         if let Some(trace) = &self.trace {
-            trace(peer, &request);
+            trace(peer, envelope.encoded());
         }
-        let envelope = RawEnvelope::decode(request).map_err(|error| {
-            tonic::Status::internal(format!(
-                "grpc: failed to unmarshal the received message: {error}"
-            ))
-        })?;
         let found = self.find(peer, &envelope);
         Ok(Received {
             envelope,

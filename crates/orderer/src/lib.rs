@@ -20,5 +20,6 @@ pub mod options;
 pub mod raw;
 pub mod registrar;
 pub mod replication;
+pub mod service;
 pub mod statsd;
 pub mod store;

@@ -12,6 +12,7 @@ mod desk;
 mod doors;
 mod incarnation;
 mod join;
+mod trust;
 mod wiring;
 
 use std::collections::BTreeMap;
@@ -31,12 +32,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use self::consenter::StartError;
 use self::desk::{Desk, Request};
 pub use self::incarnation::IncarnationError;
+pub use self::trust::Trust;
 use crate::admin::{ChannelInfo, ChannelStatus, ConsensusRelation, JoinError, RemoveError};
 use crate::broadcast::Checker;
 use crate::channel::{ChannelHandle, ChannelMetrics};
 use crate::checks::Rules;
 use crate::cluster::Transport;
 use crate::follower::Follower;
+use crate::metrics::OrdererMetrics;
 use crate::replication::PullerContext;
 use crate::store::{Ledgers, StoreError};
 
@@ -61,6 +64,8 @@ pub struct Premises {
     pub transport: Transport,
     /// How blocks of other orderers are pulled.
     pub puller: PullerContext,
+    /// Whose TLS certificates count.
+    pub trust: Arc<Trust>,
     /// Signs blocks.
     pub signer: Arc<dyn Signer>,
     /// Checks what other orderers forward.
@@ -79,6 +84,8 @@ pub struct Premises {
     pub entropy: Entropy,
     /// What operators see of channels.
     pub channel_metrics: ChannelMetrics,
+    /// What they see of our part in them.
+    pub metrics: OrdererMetrics,
 }
 
 impl Premises {

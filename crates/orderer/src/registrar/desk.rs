@@ -198,9 +198,14 @@ impl Desk {
         let (outage_out, outage) = watch::channel(false);
         let (mut leader, mut view, mut halted) = (handle.leader(), handle.view(), handle.halted());
         let (requests, channel) = (self.requests.clone(), name.to_owned());
+        let premises = self.premises.clone();
+        // Before anybody connects because of it.
+        premises.trust.learn(name, &handle.config());
         tasks.spawn(format!("watch over channel {name}"), async move {
             loop {
-                let small = view.borrow_and_update().consenters.len() <= SMALL_CLUSTER;
+                let seen = view.borrow_and_update().clone();
+                premises.trust.learn(&channel, &seen.config);
+                let small = seen.consenters.len() <= SMALL_CLUSTER;
                 let leaderless = *leader.borrow_and_update() == 0;
                 outage_out.send_if_modified(|outage| {
                     let before = std::mem::replace(outage, leaderless && !small);
@@ -405,6 +410,7 @@ impl Desk {
         self.tasks
             .spawn(format!("removal of channel {name}"), async move {
                 premises.transport.remove(&name);
+                premises.trust.forget(&name);
                 tasks.stop(STOP_PATIENCE).await;
                 let channel = name.clone();
                 let erased =
@@ -514,11 +520,26 @@ impl Desk {
     }
 
     fn publish(&self) {
-        let table = self
+        let table: Table = self
             .entries
             .iter()
             .map(|(name, entry)| (name.clone(), entry.part.clone()))
             .collect();
+        let shown = &self.premises.metrics.participation;
+        for gone in self.table.load().keys() {
+            if !table.contains_key(gone) {
+                shown.consensus_relation.forget([gone]);
+                shown.status.forget([gone]);
+            }
+        }
+        for (name, part) in &table {
+            let info = describe(name, part);
+            shown
+                .consensus_relation
+                .with([name])
+                .set(info.consensus_relation.gauge());
+            shown.status.with([name]).set(info.status.gauge());
+        }
         self.table.store(Arc::new(table));
     }
 }

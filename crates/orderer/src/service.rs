@@ -1,0 +1,632 @@
+//! One ordering node, put together.
+//!
+//! [`Orderer::start`] goes in stages: everything that the configuration names is read and checked, every port is bound,
+//! every channel on disk is opened; only then are the ports served. [`Orderer`] is what remains to be asked while it runs.
+//! It ends with its tasks.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use quorate_consensus::disk::Folder;
+use quorate_consensus::{Log, LogError, LogOptions};
+use quorate_fabric::msp::{FolderError, LocalMsp, Signer};
+use quorate_identity::UnixTime;
+use quorate_identity::mutual_tls::{
+    ClientAuth, ClientTls, Credentials, MutualTlsError, Roots, ServerTls, public_key, shifted,
+};
+use quorate_identity::x509::Certificate;
+use quorate_runtime::operations::{Health, Readiness, ReadyReport, Version};
+use quorate_runtime::tasks::blocking;
+use quorate_runtime::telemetry::LogControl;
+use quorate_runtime::{Clock, Entropy, Tasks};
+use serde_json::json;
+use tonic::service::Routes;
+use tracing::{info, warn};
+
+use crate::broadcast::{Broadcast, Checker};
+use crate::channel::{Ack, ChannelMetrics};
+use crate::checks::Rules;
+use crate::cluster::{Transport, TransportOptions};
+use crate::deliver::{DeliverOptions, DeliverService};
+use crate::grpc::AtomicBroadcastServer;
+use crate::https::Endpoint;
+use crate::listener::{ListenError, Listener, ListenerOptions};
+use crate::metrics::OrdererMetrics;
+use crate::operations::Operations;
+use crate::options::{self, BootstrapMethod, MetricsProvider, Options, OptionsError, Tls};
+use crate::registrar::{Premises, Registrar, RegistrarError, Trust};
+use crate::replication::{PullerContext, PullerOptions};
+use crate::store::{Ledgers, StoreError};
+use crate::{admin, statsd};
+
+const LOG: &str = "orderer.common.server";
+
+/// The folder of the shared consensus log in `Consensus.WALDir`. No channel can be called so.
+const LOG_FOLDER: &str = "_log";
+
+/// The protocol of gRPC, in TLS's terms.
+const HTTP2: &[u8] = b"h2";
+
+/// With what an orderer starts.
+pub struct Parts {
+    /// The configuration.
+    pub options: Options,
+    /// Release and revision.
+    pub version: Version,
+    /// The levels of the log.
+    pub logs: LogControl,
+    /// The metrics.
+    pub metrics: OrdererMetrics,
+    /// The time.
+    pub clock: Clock,
+    /// Randomness.
+    pub entropy: Entropy,
+    /// Owns everything that runs.
+    pub tasks: Tasks,
+}
+
+/// An orderer cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OrdererError {
+    /// Settings that do not fit together.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    /// A file that the configuration names.
+    #[error("{key}: cannot read {}", .path.display())]
+    File {
+        /// The key.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        #[source]
+        source: io::Error,
+    },
+    /// A key that TLS needs.
+    #[error("{key} must be set, since TLS is enabled there")]
+    Missing {
+        /// The key.
+        key: &'static str,
+    },
+    /// TLS material.
+    #[error("{section}: the TLS files cannot be used")]
+    Tls {
+        /// Where in the configuration.
+        section: &'static str,
+        /// Why.
+        #[source]
+        source: MutualTlsError,
+    },
+    /// The MSP folder.
+    #[error("General.LocalMSPDir: failed to get local MSP identity")]
+    Msp(#[from] FolderError),
+    /// The signing certificate.
+    #[error(
+        "the signing identity expired {days} day(s) ago; renew the certificate in General.LocalMSPDir, or set \
+         General.Authentication.NoExpirationChecks"
+    )]
+    Expired {
+        /// How long ago.
+        days: i64,
+    },
+    /// A port.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// Another port.
+    #[error(transparent)]
+    Bind(#[from] quorate_runtime::http::BindError),
+    /// The ledgers.
+    #[error("FileLedger.Location cannot be used")]
+    Ledgers(#[from] StoreError),
+    /// The consensus log.
+    #[error("Consensus.WALDir: the consensus log cannot be opened")]
+    Log(#[from] LogError),
+    /// A folder.
+    #[error("{key}: the folder {} cannot be created", .path.display())]
+    Folder {
+        /// The key.
+        key: &'static str,
+        /// The folder.
+        path: PathBuf,
+        /// The system's words.
+        #[source]
+        source: io::Error,
+    },
+    /// The channels.
+    #[error("the channels cannot be opened")]
+    Registrar(#[from] RegistrarError),
+    /// System channels.
+    #[error(
+        "General.BootstrapMethod is `file`, which starts a system channel; this orderer is told of its channels by \
+         osnadmin or quorate channel join: set General.BootstrapMethod to none"
+    )]
+    SystemChannel,
+    /// A part of the start panicked.
+    #[error(transparent)]
+    Panicked(#[from] quorate_runtime::tasks::TaskFailure),
+}
+
+/// Where an orderer listens.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// Clients, and other orderers unless these have a listener of their own.
+    pub general: SocketAddr,
+    /// Other orderers, if they have a listener of their own.
+    pub cluster: Option<SocketAddr>,
+    /// Operators.
+    pub admin: Option<SocketAddr>,
+    /// Health and metrics.
+    pub operations: SocketAddr,
+}
+
+/// A running orderer.
+pub struct Orderer {
+    registrar: Registrar,
+    addresses: Addresses,
+}
+
+impl Orderer {
+    /// Starts an orderer; when this returns, every port answers.
+    ///
+    /// # Errors
+    /// [`OrdererError`]; nothing was served by then.
+    pub async fn start(parts: Parts) -> Result<Self, OrdererError> {
+        let Parts {
+            options,
+            version,
+            logs,
+            metrics,
+            clock,
+            entropy,
+            tasks,
+        } = parts;
+        let general = &options.general;
+        if general.bootstrap_method == BootstrapMethod::File {
+            return Err(OrdererError::SystemChannel);
+        }
+        let local = LocalMsp::load_with_key_store(
+            &general.local_msp_dir,
+            &general.local_msp_id,
+            &general
+                .bccsp
+                .key_store
+                .clone()
+                .unwrap_or_else(|| general.local_msp_dir.join("keystore")),
+        )?;
+        check_expiry(&local, &options, &clock)?;
+        let signer: Arc<dyn Signer> = Arc::new(local);
+        let doors = Doors::read(&options, &clock)?;
+
+        // Ports, before anything on disk changes: a second process on one configuration ends here.
+        let keepalive = &general.keepalive;
+        let listener = |tls: Option<ServerTls>| ListenerOptions {
+            tls,
+            handshake_timeout: general.connection_timeout,
+            keepalive_interval: (!keepalive.server_interval.is_zero())
+                .then_some(keepalive.server_interval),
+            keepalive_timeout: keepalive.server_timeout,
+            ..ListenerOptions::default()
+        };
+        let general_listener =
+            Listener::bind(&options.general_address(), listener(doors.general.clone())).await?;
+        let cluster_listener = match &doors.cluster {
+            None => None,
+            Some((address, tls)) => {
+                Some(Listener::bind(address, listener(Some(tls.clone()))).await?)
+            }
+        };
+        let operations_endpoint =
+            Endpoint::bind("operations endpoint", &options.operations.listen_address).await?;
+        let admin_endpoint = if options.channel_participation.enabled {
+            Some(Endpoint::bind("admin endpoint", &options.admin.listen_address).await?)
+        } else {
+            None
+        };
+
+        // What is durable.
+        let (ledgers, log, recovered) = {
+            let options = options.clone();
+            blocking("opening ledgers and log", move || open_disk(&options)).await??
+        };
+        let registry = metrics.registry().clone();
+        let transport = Transport::new(
+            TransportOptions::of(general),
+            doors.client.clone(),
+            clock.clone(),
+            entropy.clone(),
+            &registry,
+            &tasks,
+        );
+        let rules = Rules {
+            no_expiration_checks: general.authentication.no_expiration_checks,
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let checker = Checker::new(
+            threads,
+            rules,
+            signer.clone(),
+            entropy.clone(),
+            clock.clone(),
+        );
+        let registrar = Registrar::start(
+            Premises {
+                ledgers,
+                log,
+                recovered: Mutex::new(recovered),
+                wal: options.consensus.wal_dir.clone(),
+                snapshots: options.consensus.snap_dir.clone(),
+                transport: transport.clone(),
+                puller: PullerContext {
+                    options: PullerOptions::of(general),
+                    tls: doors.client.clone(),
+                    extra_roots: doors.cluster_roots.clone(),
+                    signer: signer.clone(),
+                    clock: clock.clone(),
+                    entropy: entropy.clone(),
+                    tasks: tasks.clone(),
+                },
+                trust: doors.trust.clone(),
+                signer,
+                checker: checker.clone(),
+                server_key: doors.server_key.clone(),
+                rules,
+                tick_override: options.consensus.tick_interval_override,
+                eviction_suspicion: options.consensus.eviction_suspicion,
+                clock: clock.clone(),
+                entropy: entropy.clone(),
+                channel_metrics: ChannelMetrics::new(&registry),
+                metrics: metrics.clone(),
+            },
+            &tasks,
+        )
+        .await?;
+
+        // The services.
+        let channels = Arc::new(registrar.clone());
+        let ack = match options.quorate.ack {
+            options::Ack::Enqueued => Ack::Enqueued,
+            options::Ack::Committed => Ack::Committed,
+        };
+        let broadcast = Broadcast::new(channels.clone(), checker, ack, &registry, None);
+        let deliver = DeliverService::new(
+            channels.clone(),
+            DeliverOptions {
+                time_window: general.authentication.time_window,
+                no_expiration_checks: general.authentication.no_expiration_checks,
+                tls_binding: general.tls.enabled && general.tls.client_auth_required,
+            },
+            clock.clone(),
+            &registry,
+        );
+        let clients = AtomicBroadcastServer::new(
+            Arc::new(broadcast),
+            Arc::new(deliver),
+            usize::try_from(general.max_recv_msg_size).unwrap_or(usize::MAX),
+            &registry,
+        );
+        let steps = transport.service(channels.clone());
+        let readiness = Readiness::new();
+        let reported = registrar.clone();
+        readiness.report_with(move || report(&reported));
+
+        let addresses = Addresses {
+            general: local_address(&general_listener, "General.ListenPort")?,
+            cluster: match &cluster_listener {
+                Some(listener) => Some(local_address(listener, "General.Cluster.ListenPort")?),
+                None => None,
+            },
+            admin: admin_endpoint.as_ref().map(Endpoint::address),
+            operations: operations_endpoint.address(),
+        };
+        let routes = Routes::new(clients);
+        match cluster_listener {
+            Some(listener) => {
+                listener.serve(Routes::new(steps), &registry, &tasks);
+                general_listener.serve(routes, &registry, &tasks);
+            }
+            None => general_listener.serve(routes.add_service(steps), &registry, &tasks),
+        }
+        if let Some(endpoint) = admin_endpoint {
+            let router = admin::router(
+                &options.channel_participation,
+                channels.clone(),
+                entropy.clone(),
+            );
+            endpoint.serve(&tasks, doors.admin, router);
+        }
+        metrics.show_version(&version.version);
+        if options.metrics.provider == MetricsProvider::Statsd {
+            statsd::start(&tasks, &options.metrics.statsd, metrics.clone());
+        }
+        let shown = options.metrics.provider == MetricsProvider::Prometheus;
+        let operations = Operations {
+            health: Health::new(),
+            readiness,
+            metrics: shown.then_some(metrics),
+            logs,
+            version,
+            clock,
+            entropy,
+        };
+        operations_endpoint.serve(&tasks, doors.operations, operations.router());
+        info!(target: LOG, "Beginning to serve requests");
+        Ok(Self {
+            registrar,
+            addresses,
+        })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Its channels.
+    pub fn registrar(&self) -> &Registrar {
+        &self.registrar
+    }
+}
+
+fn local_address(listener: &Listener, key: &'static str) -> Result<SocketAddr, OrdererError> {
+    listener
+        .local_address()
+        .map_err(|source| OrdererError::File {
+            key,
+            path: PathBuf::new(),
+            source,
+        })
+}
+
+/// Whether traffic should come here: when every channel that we are a consenter of has a leader. And what a person who asks
+/// why not would like to know.
+fn report(registrar: &Registrar) -> ReadyReport {
+    let mut channels = serde_json::Map::new();
+    let mut ready = true;
+    for name in registrar.channels() {
+        let Some(info) = registrar.info(&name) else {
+            continue;
+        };
+        let leader = registrar.consenter(&name).map(|channel| {
+            let leader = *channel.leader().borrow();
+            ready &= leader != 0;
+            leader
+        });
+        let shown = json!({
+            "consensusRelation": info.consensus_relation.as_str(),
+            "status": info.status.as_str(),
+            "height": info.height,
+            "leader": leader,
+        });
+        channels.insert(name, shown);
+    }
+    let status = if ready { "serving" } else { "leaderless" };
+    ReadyReport::new(ready, status).with("channels", serde_json::Value::Object(channels))
+}
+
+type Disk = (
+    Ledgers,
+    Log,
+    BTreeMap<quorate_consensus::GroupId, quorate_consensus::Recovered>,
+);
+
+fn open_disk(options: &Options) -> Result<Disk, OrdererError> {
+    let wal = &options.consensus.wal_dir;
+    let folders = [
+        ("FileLedger.Location", &options.file_ledger.location),
+        ("Consensus.WALDir", wal),
+        ("Consensus.SnapDir", &options.consensus.snap_dir),
+    ];
+    for (key, path) in folders {
+        fs::create_dir_all(path).map_err(|source| OrdererError::Folder {
+            key,
+            path: path.clone(),
+            source,
+        })?;
+    }
+    let ledgers = Ledgers::open(&options.file_ledger.location)?;
+    let folder = wal.join(LOG_FOLDER);
+    let disk = Folder::open(&folder).map_err(|source| OrdererError::Folder {
+        key: "Consensus.WALDir",
+        path: folder,
+        source,
+    })?;
+    let (log, recovered) = Log::open(Arc::new(disk), LogOptions::default())?;
+    let recovered = recovered
+        .into_iter()
+        .map(|group| (group.group(), group))
+        .collect();
+    Ok((ledgers, log, recovered))
+}
+
+/// Nobody believes blocks that an expired orderer signs.
+fn check_expiry(local: &LocalMsp, options: &Options, clock: &Clock) -> Result<(), OrdererError> {
+    const DAY: i64 = 24 * 60 * 60;
+    let left = local.expires_at().0 - clock.now_seconds();
+    if left >= 0 {
+        return Ok(());
+    }
+    let days = -left / DAY;
+    if options.general.authentication.no_expiration_checks {
+        warn!(target: LOG, "The signing identity expired {days} day(s) ago");
+        return Ok(());
+    }
+    Err(OrdererError::Expired { days })
+}
+
+/// The TLS of every port, and of the connections to other orderers.
+struct Doors {
+    general: Option<ServerTls>,
+    /// Address and TLS, if other orderers have a listener of their own.
+    cluster: Option<(String, ServerTls)>,
+    client: Option<ClientTls>,
+    admin: Option<ServerTls>,
+    operations: Option<ServerTls>,
+    trust: Arc<Trust>,
+    cluster_roots: Vec<Certificate>,
+    /// The public key of the certificate that other orderers see.
+    server_key: Vec<u8>,
+}
+
+impl Doors {
+    fn read(options: &Options, clock: &Clock) -> Result<Self, OrdererError> {
+        let general = &options.general;
+        let client_roots = read_all("General.TLS.ClientRootCAs", &general.tls.client_root_cas)?;
+        let mut cluster_roots = read_all("General.Cluster.RootCAs", &general.cluster.root_cas)?;
+        cluster_roots.extend(read_all("General.TLS.RootCAs", &general.tls.root_cas)?);
+        let trust = Trust::new(client_roots, cluster_roots)
+            .map(Arc::new)
+            .map_err(tls_error("General.TLS and General.Cluster"))?;
+        // No channel has been learnt yet.
+        let cluster_roots = trust.cluster().certificates();
+        let separate = options.cluster_listener()?;
+        let cluster_shift = match general.cluster.tls_handshake_time_shift {
+            Duration::ZERO => general.tls.handshake_time_shift,
+            shift => shift,
+        };
+
+        // Other orderers must show who they are; on a shared port they are asked, and Step looks for it.
+        let general_tls = server(
+            "General.TLS",
+            &general.tls,
+            if general.tls.client_auth_required {
+                ClientAuth::Required
+            } else if separate.is_none() {
+                ClientAuth::Optional
+            } else {
+                ClientAuth::None
+            },
+            if separate.is_none() && !general.tls.client_auth_required {
+                trust.cluster()
+            } else {
+                trust.clients()
+            },
+            clock,
+            &[HTTP2],
+        )?;
+        let cluster = match separate {
+            None => None,
+            Some(listener) => {
+                let credentials = credentials(
+                    "General.Cluster",
+                    &listener.certificate,
+                    &listener.private_key,
+                )?;
+                let tls = ServerTls {
+                    credentials,
+                    roots: trust.cluster(),
+                    client_auth: ClientAuth::Required,
+                    clock: shifted(wall(clock), cluster_shift),
+                    alpn: vec![HTTP2.to_vec()],
+                };
+                Some((format!("{}:{}", listener.address, listener.port), tls))
+            }
+        };
+        let shown = cluster
+            .as_ref()
+            .map(|(_, tls)| &tls.credentials)
+            .or(general_tls.as_ref().map(|tls| &tls.credentials));
+        let server_key = match shown {
+            Some(credentials) => {
+                public_key(credentials.certificate()).map_err(tls_error("General.TLS"))?
+            }
+            None => Vec::new(),
+        };
+        let client = if shown.is_some() {
+            let (certificate, key) = options.cluster_client_pair()?;
+            Some(ClientTls {
+                credentials: Some(credentials("General.Cluster", &certificate, &key)?),
+                roots: trust.cluster(),
+                clock: shifted(wall(clock), cluster_shift),
+                alpn: vec![HTTP2.to_vec()],
+            })
+        } else {
+            None
+        };
+        Ok(Self {
+            general: general_tls,
+            cluster,
+            client,
+            admin: endpoint("Admin.TLS", &options.admin.tls, clock)?,
+            operations: endpoint("Operations.TLS", &options.operations.tls, clock)?,
+            trust,
+            cluster_roots,
+            server_key,
+        })
+    }
+}
+
+fn wall(clock: &Clock) -> quorate_identity::Clock {
+    let clock = clock.clone();
+    Arc::new(move || UnixTime(clock.now_seconds()))
+}
+
+fn endpoint(
+    section: &'static str,
+    tls: &Tls,
+    clock: &Clock,
+) -> Result<Option<ServerTls>, OrdererError> {
+    let pems = read_all(section, &tls.client_root_cas)?;
+    let roots = Roots::from_pem(pems.iter().map(Vec::as_slice)).map_err(tls_error(section))?;
+    let client_auth = if tls.client_auth_required {
+        ClientAuth::Required
+    } else if tls.client_root_cas.is_empty() {
+        ClientAuth::None
+    } else {
+        ClientAuth::Optional
+    };
+    server(section, tls, client_auth, roots, clock, &[b"http/1.1"])
+}
+
+fn server(
+    section: &'static str,
+    tls: &Tls,
+    client_auth: ClientAuth,
+    roots: Roots,
+    clock: &Clock,
+    protocols: &[&[u8]],
+) -> Result<Option<ServerTls>, OrdererError> {
+    if !tls.enabled {
+        return Ok(None);
+    }
+    let missing = || OrdererError::Missing { key: section };
+    let certificate = tls.certificate.as_deref().ok_or_else(missing)?;
+    let key = tls.private_key.as_deref().ok_or_else(missing)?;
+    Ok(Some(ServerTls {
+        credentials: credentials(section, certificate, key)?,
+        roots,
+        client_auth,
+        clock: shifted(wall(clock), tls.handshake_time_shift),
+        alpn: protocols.iter().map(|protocol| protocol.to_vec()).collect(),
+    }))
+}
+
+fn credentials(
+    section: &'static str,
+    certificate: &Path,
+    key: &Path,
+) -> Result<Credentials, OrdererError> {
+    Credentials::from_pem(&read(section, certificate)?, &read(section, key)?)
+        .map_err(tls_error(section))
+}
+
+fn tls_error(section: &'static str) -> impl Fn(MutualTlsError) -> OrdererError {
+    move |source| OrdererError::Tls { section, source }
+}
+
+fn read_all(key: &'static str, files: &[PathBuf]) -> Result<Vec<Vec<u8>>, OrdererError> {
+    files.iter().map(|file| read(key, file)).collect()
+}
+
+fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, OrdererError> {
+    fs::read(path).map_err(|source| OrdererError::File {
+        key,
+        path: path.to_owned(),
+        source,
+    })
+}
