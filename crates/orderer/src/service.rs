@@ -240,7 +240,7 @@ impl Orderer {
             doors.client.clone(),
             clock.clone(),
             entropy.clone(),
-            &registry,
+            &metrics,
             &tasks,
         );
         let rules = Rules {
