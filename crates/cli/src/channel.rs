@@ -1,18 +1,23 @@
 //! `quorate channel`: what an operator does with an ordering service's channels, against our orderers and Fabric's.
 
+mod advice;
+mod fetch;
+mod genesis;
+mod inspect;
+mod participation;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use quorate_identity::UnixTime;
 use quorate_identity::mutual_tls::{ClientTls, Credentials, Roots, shifted};
-use quorate_orderer::admin_client::{AdminClient, Described, Listed};
 use quorate_runtime::Clock;
-use serde::Serialize;
+use tempfile::Builder;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -22,91 +27,22 @@ pub(crate) struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make an orderer join the channel of a configuration block
-    Join {
-        #[command(flatten)]
-        orderer: Orderer,
-        /// The block: a channel's genesis block, or its latest configuration block
-        #[arg(short = 'b', long)]
-        config_block: PathBuf,
-    },
-    /// List the channels of an orderer
-    List {
-        #[command(flatten)]
-        orderer: Orderer,
-    },
-    /// Show an orderer's part in a channel
-    Info {
-        #[command(flatten)]
-        orderer: Orderer,
-        /// The channel
-        #[arg(short = 'c', long = "channelID", visible_alias = "channel-id")]
-        channel: String,
-    },
-    /// Make an orderer leave a channel, and delete what it has of it
-    Remove {
-        #[command(flatten)]
-        orderer: Orderer,
-        /// The channel
-        #[arg(short = 'c', long = "channelID", visible_alias = "channel-id")]
-        channel: String,
-    },
+    /// Make a channel's first block from a profile of a configtx.yaml
+    Genesis(genesis::Arguments),
+    /// Show what is in a block, an envelope, a configuration or a configuration update
+    Inspect(inspect::Arguments),
+    /// Fetch one block of a channel from an orderer
+    Fetch(fetch::Arguments),
+    #[command(flatten)]
+    Participation(participation::Command),
 }
 
-/// Which orderer, and how to prove who asks. The options are those of `osnadmin`.
-#[derive(Args)]
-struct Orderer {
-    /// The admin endpoint, host:port
-    #[arg(short = 'o', long)]
-    orderer_address: String,
-    /// CA certificates (PEM) that the orderer's TLS certificate is checked with
-    #[arg(long, requires = "client_cert")]
-    ca_file: Option<PathBuf>,
-    /// Our TLS certificate (PEM)
-    #[arg(long, requires = "client_key")]
-    client_cert: Option<PathBuf>,
-    /// Its private key (PEM)
-    #[arg(long, requires = "ca_file")]
-    client_key: Option<PathBuf>,
-    /// Check the orderer's certificate as of this many seconds ago, for one that has expired
-    #[arg(long, default_value_t = 0)]
-    tls_handshake_time_shift: u64,
-    /// Seconds that the orderer may take to answer
-    #[arg(long, default_value_t = 30)]
-    timeout: u64,
-    /// Print the orderer's answer as JSON
-    #[arg(long)]
-    json: bool,
-}
-
-impl Orderer {
-    fn client(&self) -> Result<AdminClient> {
-        let tls = match (&self.ca_file, &self.client_cert, &self.client_key) {
-            (Some(roots), Some(certificate), Some(key)) => {
-                let roots = read(roots)?;
-                let system = Clock::system();
-                let clock = Arc::new(move || UnixTime(system.now_seconds()));
-                let shift = Duration::from_secs(self.tls_handshake_time_shift);
-                Some(ClientTls {
-                    credentials: Some(Credentials::from_pem(&read(certificate)?, &read(key)?)?),
-                    roots: Roots::from_pem([roots.as_slice()])?,
-                    clock: shifted(clock, shift),
-                    alpn: Vec::new(),
-                })
-            }
-            _ => None,
-        };
-        let patience = Duration::from_secs(self.timeout);
-        Ok(AdminClient::new(&self.orderer_address, tls, patience)?)
-    }
-
-    fn show<T: Serialize>(&self, answer: &T, text: impl FnOnce() -> String) -> Result<ExitCode> {
-        if self.json {
-            println!("{}", serde_json::to_string_pretty(answer)?);
-        } else {
-            println!("{}", text());
-        }
-        Ok(ExitCode::SUCCESS)
+pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
+    match arguments.command {
+        Command::Genesis(arguments) => genesis::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Fetch(arguments) => fetch::run(&arguments).await,
+        Command::Participation(command) => participation::run(command).await,
     }
 }
 
@@ -114,61 +50,53 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("reading {}", path.display()))
 }
 
-pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
-    match arguments.command {
-        Command::Join {
-            orderer,
-            config_block,
-        } => {
-            let block = read(&config_block)?;
-            if block.is_empty() {
-                bail!("{} is empty", config_block.display());
-            }
-            let joined = orderer.client()?.join(&block).await?;
-            orderer.show(&joined, || format!("joined {}", described(&joined)))
-        }
-        Command::List { orderer } => {
-            let channels = orderer.client()?.list().await?;
-            orderer.show(&channels, || listed(&channels))
-        }
-        Command::Info { orderer, channel } => {
-            let info = orderer.client()?.info(&channel).await?;
-            orderer.show(&info, || described(&info))
-        }
-        Command::Remove { orderer, channel } => {
-            orderer.client()?.remove(&channel).await?;
-            orderer.show(&serde_json::json!({ "removed": channel }), || {
-                format!("left channel {channel}")
-            })
-        }
-    }
+/// What to do where a file is that is to be written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Existing {
+    Kept,
+    Replaced,
 }
 
-fn described(channel: &Described) -> String {
-    let Described {
-        name,
-        consensus_relation,
-        status,
-        height,
-        ..
-    } = channel;
-    format!("channel {name}: {consensus_relation}, {status}, height {height}")
+/// Writes a whole file or none of it. A file that is kept is an error, of kind `AlreadyExists`.
+fn write(path: &Path, bytes: &[u8], existing: Existing) -> std::io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    // Blocks are no secrets. The process's mask takes away what it takes away from other files.
+    let mut file = Builder::new()
+        .permissions(fs::Permissions::from_mode(0o666))
+        .tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    match existing {
+        Existing::Kept => file.persist_noclobber(path)?,
+        Existing::Replaced => file.persist(path)?,
+    };
+    fs::File::open(folder)?.sync_all()
 }
 
-fn listed(channels: &Listed) -> String {
-    let system = channels
-        .system_channel
-        .iter()
-        .map(|channel| format!("{} (system channel)", channel.name));
-    let others = channels
-        .channels
-        .iter()
-        .flatten()
-        .map(|channel| channel.name.clone());
-    let names: Vec<_> = system.chain(others).collect();
-    if names.is_empty() {
-        "this orderer has no channels".to_owned()
-    } else {
-        names.join("\n")
-    }
+/// TLS to an orderer: whom to believe, what to show, and how far back to set the clock for judging it.
+fn tls(roots: &Path, own: Option<(&Path, &Path)>, shift: Duration) -> Result<ClientTls> {
+    let in_file = |path: &Path| path.display().to_string();
+    let trusted = read(roots)?;
+    let credentials = match own {
+        Some((certificate, key)) => {
+            let files = || format!("{} and {}", certificate.display(), key.display());
+            let read = Credentials::from_pem(&read(certificate)?, &read(key)?);
+            Some(read.with_context(files)?)
+        }
+        None => None,
+    };
+    let system = Clock::system();
+    let clock = Arc::new(move || UnixTime(system.now_seconds()));
+    Ok(ClientTls {
+        credentials,
+        roots: Roots::from_pem([trusted.as_slice()]).with_context(|| in_file(roots))?,
+        clock: shifted(clock, shift),
+        alpn: Vec::new(),
+    })
 }

@@ -5,6 +5,7 @@
 
 mod bench;
 mod channel;
+mod crypto;
 mod database;
 mod demo;
 mod holdings;
@@ -45,8 +46,10 @@ enum Command {
     Database(database::Arguments),
     /// Make a network of nodes from a folder of configurations
     Network(network::Arguments),
-    /// Operate the channels of an ordering service
+    /// Make, look at and operate the channels of an ordering service
     Channel(channel::Arguments),
+    /// Make keys and certificates for trying an ordering service
+    Crypto(crypto::Arguments),
     /// Talk to a running node: start flows, look into the vault, operate
     Shell(shell::ShellArgs),
     /// See it work: a node on two instances is killed in the midst of payments, and goes on
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
             Command::Database(arguments) => database::run(arguments).await,
             Command::Network(arguments) => network::run(arguments),
             Command::Channel(arguments) => channel::run(arguments).await,
+            Command::Crypto(arguments) => crypto::run(arguments),
             Command::Shell(arguments) => shell::run(arguments).await,
             Command::Demo(arguments) => demo::run(arguments).await,
             Command::Bench(arguments) => bench::run(arguments).await,

@@ -39,6 +39,39 @@ pub enum Which {
     Number(u64),
 }
 
+/// A status instead of a block. Shown as Fabric writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The request is malformed, too old, or does not name the TLS certificate with which it comes.
+    #[error("BAD_REQUEST")]
+    BadRequest,
+    /// Who asks may not read the channel.
+    #[error("FORBIDDEN")]
+    Forbidden,
+    /// It has no such channel, or not that block.
+    #[error("NOT_FOUND")]
+    NotFound,
+    /// It knows no leader, or is starting.
+    #[error("SERVICE_UNAVAILABLE")]
+    ServiceUnavailable,
+    /// Another one, by name.
+    #[error("{0}")]
+    Other(&'static str),
+}
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Self {
+        match status {
+            Status::BadRequest => Self::BadRequest,
+            Status::Forbidden => Self::Forbidden,
+            Status::NotFound => Self::NotFound,
+            Status::ServiceUnavailable => Self::ServiceUnavailable,
+            other => Self::Other(other.as_str_name()),
+        }
+    }
+}
+
 /// Why there is no block.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -71,12 +104,12 @@ pub enum DeliverError {
         reason: String,
     },
     /// The orderer refused.
-    #[error("the orderer {address} answered {}", .status.as_str_name())]
+    #[error("the orderer {address} answered {refusal}")]
     Refused {
         /// Where.
         address: String,
         /// Its word for it.
-        status: Status,
+        refusal: Refusal,
     },
     /// What came is no block, or another one.
     #[error("the orderer {address} sent something else than the block: {reason}")]
@@ -227,7 +260,7 @@ impl DeliverClient {
             }
             Some(DeliverResponse::Status(status)) => Err(DeliverError::Refused {
                 address: self.address.clone(),
-                status,
+                refusal: status.into(),
             }),
             None => Err(DeliverError::Broken {
                 address: self.address.clone(),
