@@ -615,7 +615,7 @@ impl Group {
             }
             // Nobody answers a request that has not left: with entries still to be written, it has not.
             MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse
-                if self.owes_entries() =>
+                if self.owes_entries() || !raft.promotable() =>
             {
                 return Ok(());
             }
@@ -905,8 +905,8 @@ impl Group {
             ),
         }
         let members = self.node.store().members().to_vec();
-        if self.node.raft.state == StateRole::Leader && !members.contains(&self.options.id) {
-            // The library would go on leading a group that it does not belong to, and trip over it.
+        if self.node.raft.state != StateRole::Follower && !members.contains(&self.options.id) {
+            // The library would go on leading, or be elected by, a group that it does not belong to, and trip.
             let term = self.node.raft.term;
             self.node.raft.become_follower(term, 0);
             self.repeatable();
@@ -1034,15 +1034,21 @@ impl Group {
     /// members that comes by itself, since requests for votes wait for the disk; a single one elects itself at once.
     /// And before a snapshot is in place the library looks for entries that the snapshot has replaced.
     fn held(&self) -> bool {
-        let alone = self.node.store().members() == [self.options.id];
-        let owes = self.birth.is_some() || !self.unwritten.is_empty();
+        // The library's own view: a snapshot changes it before anybody has seen it.
+        let voters = self.node.raft.prs().conf().voters().ids();
+        let alone = voters.iter().all(|id| id == self.options.id);
+        let owes = self.birth.is_some() || !self.unwritten.is_empty() || self.owes_entries();
         (alone && owes) || self.unwritten.iter().any(|write| write.snapshot.is_some())
     }
 
+    /// Whether there are entries that are not durable.
     fn owes_entries(&self) -> bool {
-        self.unwritten
-            .iter()
-            .any(|write| write.last > 0 || write.snapshot.is_some())
+        let log = &self.node.raft.raft_log;
+        log.persisted != log.last_index()
+            || self
+                .unwritten
+                .iter()
+                .any(|write| write.last > 0 || write.snapshot.is_some())
     }
 
     /// Whether the member stays out of elections because it may have forgotten what it promised.

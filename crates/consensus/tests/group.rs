@@ -1,11 +1,12 @@
 //! Groups that talk to each other directly, over a log in memory.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use quorate_consensus::eraftpb::{Message, MessageType};
+use quorate_consensus::eraftpb::{Entry, EntryType, Message, MessageType};
+use quorate_consensus::simulation::Dice;
 use quorate_consensus::{
     CommittedKind, Group, GroupError, GroupId, GroupState, Log, Membership, Options, Snapshot,
 };
@@ -377,4 +378,145 @@ fn nonsense_is_refused_and_harms_nobody() {
     cluster.settle();
     cluster.propose(1, "a");
     assert_eq!(cluster.texts(2), ["a"]);
+}
+
+/// A message that a confused, broken or malicious member could send: everything in it is near what is valid.
+fn forged(dice: &mut Dice, to: u64) -> Message {
+    let kinds = [
+        MessageType::MsgHup,
+        MessageType::MsgBeat,
+        MessageType::MsgPropose,
+        MessageType::MsgAppend,
+        MessageType::MsgAppendResponse,
+        MessageType::MsgRequestVote,
+        MessageType::MsgRequestVoteResponse,
+        MessageType::MsgSnapshot,
+        MessageType::MsgHeartbeat,
+        MessageType::MsgHeartbeatResponse,
+        MessageType::MsgUnreachable,
+        MessageType::MsgSnapStatus,
+        MessageType::MsgCheckQuorum,
+        MessageType::MsgTransferLeader,
+        MessageType::MsgTimeoutNow,
+        MessageType::MsgReadIndex,
+        MessageType::MsgReadIndexResp,
+        MessageType::MsgRequestPreVote,
+        MessageType::MsgRequestPreVoteResponse,
+    ];
+    let number = |dice: &mut Dice| match dice.below(40) {
+        0 => u64::MAX,
+        1 => u64::MAX / 2,
+        _ => dice.below(14),
+    };
+    let mut message = Message {
+        to,
+        from: dice.below(5),
+        term: number(dice),
+        log_term: number(dice),
+        index: number(dice),
+        commit: number(dice),
+        commit_term: number(dice),
+        reject: dice.chance(40),
+        reject_hint: number(dice),
+        request_snapshot: dice.below(3),
+        priority: -1,
+        ..Default::default()
+    };
+    message.set_msg_type(kinds[dice.below(kinds.len() as u64) as usize]);
+    if dice.chance(10) {
+        message.context = Bytes::from_static(b"CampaignTransfer");
+    }
+    if message.get_msg_type() == MessageType::MsgAppend || dice.chance(5) {
+        let mut entries = Vec::new();
+        for offset in 1..=dice.below(4) {
+            let mut entry = Entry {
+                index: if dice.chance(95) {
+                    message.index.wrapping_add(offset)
+                } else {
+                    number(dice)
+                },
+                term: if dice.chance(80) {
+                    message.log_term.max(1)
+                } else {
+                    number(dice)
+                },
+                ..Default::default()
+            };
+            entry.set_entry_type(
+                [EntryType::EntryNormal, EntryType::EntryConfChange][dice.below(2) as usize],
+            );
+            entry.data = match dice.below(4) {
+                0 => Bytes::new(),
+                1 => Bytes::from_static(&[0x08, 0, 0x10, 0, 0x18, 4]),
+                2 => Bytes::from_static(&[0x08, 0, 0x10, 1, 0x18, 1]),
+                _ => Bytes::from_static(&[0x18]),
+            };
+            entries.push(entry);
+        }
+        message.set_entries(entries.into());
+    }
+    if message.get_msg_type() == MessageType::MsgSnapshot {
+        let metadata = message.mut_snapshot().mut_metadata();
+        metadata.index = number(dice);
+        metadata.term = dice.below(8);
+        metadata.mut_conf_state().voters = (0..dice.below(4)).map(|_| dice.below(5)).collect();
+        if dice.chance(10) {
+            metadata.mut_conf_state().learners = vec![4];
+        }
+    }
+    message
+}
+
+#[test]
+fn no_message_brings_a_member_down() {
+    for seed in 0..3000 {
+        let mut dice = Dice::new(seed);
+        let size = 1 + dice.below(3);
+        let mut cluster = Cluster::new(&(1..=size).collect::<Vec<_>>());
+        if dice.chance(70) {
+            cluster.elect(1);
+            cluster.propose(1, "a");
+        }
+        if dice.chance(20) {
+            cluster.join(4);
+        }
+        for _ in 0..60 {
+            let to = if dice.chance(10) {
+                4
+            } else {
+                1 + dice.below(size)
+            };
+            let Some(node) = cluster.nodes.get_mut(&to) else {
+                continue;
+            };
+            match dice.below(10) {
+                0 => node.group.tick(),
+                1 => drop(node.group.propose(Bytes::from_static(b"b"))),
+                2 => drop(
+                    node.group
+                        .propose_membership(Membership::Add(1 + dice.below(4)), Bytes::new()),
+                ),
+                3 => node.group.campaign(),
+                _ => {
+                    let message = forged(&mut dice, to);
+                    let text = format!("{message:?}");
+                    let status = node.group.status();
+                    let stepped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                        drop(node.group.step(message))
+                    }));
+                    assert!(stepped.is_ok(), "seed {seed}: {text} at {status:?}");
+                }
+            }
+            if dice.chance(60) {
+                // What they do to each other then is wrong, but nobody falls over it.
+                let id = to;
+                if let Err(panic) =
+                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cluster.settle()))
+                {
+                    println!("seed {seed}, member {id}");
+                    std::panic::resume_unwind(panic);
+                }
+            }
+        }
+    }
 }

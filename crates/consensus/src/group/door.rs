@@ -68,6 +68,10 @@ pub(super) fn examine(own: u64, message: &Message) -> Result<(), &'static str> {
 }
 
 fn entries(message: &Message) -> Result<(), &'static str> {
+    // The library takes the term of what it does not have for 0: an entry that far ahead would seem to fit.
+    if (message.index == 0) != (message.log_term == 0) {
+        return Err("it follows an entry without a term");
+    }
     if message.log_term > message.term {
         return Err("it follows an entry of a later term");
     }
