@@ -128,6 +128,8 @@ pub struct Puller {
     session: Option<Session>,
     /// Read and verified, in order.
     ready: VecDeque<StoredBlock>,
+    /// Handed out last: whoever could not store it asks for it again, and the verifier has gone on.
+    handed_out: Option<StoredBlock>,
     /// Who failed last: asked again only if there is nobody else.
     avoided: Option<String>,
 }
@@ -174,6 +176,7 @@ impl Puller {
             verifier,
             session: None,
             ready: VecDeque::new(),
+            handed_out: None,
             avoided: None,
         }
     }
@@ -208,16 +211,26 @@ impl Puller {
             .collect())
     }
 
-    /// The block of that number, verified. Blocks are meant to be pulled one after the other; what was read ahead is
-    /// given up when another number is asked for. Dropping the future loses nothing but work.
+    /// The block of that number, verified. Blocks are pulled one after the other, and the last one as often as it is
+    /// wanted; with a verifier no other order is possible. Dropping the future loses nothing but work.
     ///
     /// # Errors
     /// The last failure, when there were `max_retries` in a row; each of them was logged.
     pub async fn pull(&mut self, number: u64) -> Result<StoredBlock, PullFailure> {
+        if let Some(same) = self
+            .handed_out
+            .as_ref()
+            .filter(|last| last.number() == number)
+        {
+            return Ok(same.clone());
+        }
         let mut failures = 0u32;
         loop {
             match self.attempt(number).await {
-                Ok(block) => return Ok(block),
+                Ok(block) => {
+                    self.handed_out = Some(block.clone());
+                    return Ok(block);
+                }
                 Err(failure) => {
                     failures += 1;
                     if let Some(session) = self.session.take() {
