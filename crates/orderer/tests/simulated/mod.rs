@@ -107,7 +107,6 @@ pub(crate) struct World {
     written: Arc<Mutex<Vec<u64>>>,
     signers: BTreeMap<u64, Arc<LocalMsp>>,
     client: LocalMsp,
-    genesis: StoredBlock,
 }
 
 /// The genesis block of the channel `fixture` with another SnapshotIntervalSize.
@@ -173,7 +172,6 @@ impl World {
                 "Org1MSP",
             )
             .unwrap(),
-            genesis: genesis.clone(),
         };
         for id in 1..=3 {
             let disk = Arc::new(SimDisk::new(seed ^ id));
