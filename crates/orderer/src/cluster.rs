@@ -191,7 +191,7 @@ impl Transport {
         metrics: &OrdererMetrics,
         tasks: &Tasks,
     ) -> Self {
-        let steps = StreamMetrics::new(metrics.registry(), "orderer_Cluster", "Step");
+        let steps = StreamMetrics::new(&metrics.grpc, "orderer_Cluster", "Step");
         let metrics = metrics.cluster.clone();
         let dialler = Dialler {
             tls,

@@ -25,11 +25,12 @@ use quorate_fabric::config::ChannelConfig;
 use quorate_fabric::envelope::RawEnvelope;
 use quorate_fabric::proto::common::Status;
 use quorate_runtime::Clock;
-use quorate_runtime::metrics::{IntCounter, Metrics, families};
+use quorate_runtime::metrics::IntCounter;
 use quorate_runtime::tasks;
 use tokio::sync::watch;
 
 use crate::grpc::{Caller, Deliver, DeliverResponse, Requests, Responses};
+use crate::metrics::Deliver as DeliverMetrics;
 use crate::store::{BlockStore, StoredBlock};
 use request::Request;
 use seek::{Range, Stop};
@@ -82,55 +83,20 @@ struct Inner {
     metrics: DeliverMetrics,
 }
 
-struct DeliverMetrics {
-    opened: IntCounter,
-    closed: IntCounter,
-    received: families::IntCounterVec,
-    completed: families::IntCounterVec,
-    sent: families::IntCounterVec,
-}
-
 impl DeliverService {
     /// A service that delivers from `channels`.
     pub fn new(
         channels: Arc<dyn Channels>,
         options: DeliverOptions,
         clock: Clock,
-        metrics: &Metrics,
+        metrics: &DeliverMetrics,
     ) -> Self {
-        const OF_CHANNEL: &[&str] = &["channel", "filtered", "data_type"];
-        const OF_RESULT: &[&str] = &["channel", "filtered", "data_type", "success"];
-        let metrics = DeliverMetrics {
-            opened: metrics.counter(
-                "deliver_streams_opened",
-                "The number of GRPC streams that have been opened for the deliver service.",
-            ),
-            closed: metrics.counter(
-                "deliver_streams_closed",
-                "The number of GRPC streams that have been closed for the deliver service.",
-            ),
-            received: metrics.counter_family(
-                "deliver_requests_received",
-                "The number of deliver requests that have been received.",
-                OF_CHANNEL,
-            ),
-            completed: metrics.counter_family(
-                "deliver_requests_completed",
-                "The number of deliver requests that have been completed.",
-                OF_RESULT,
-            ),
-            sent: metrics.counter_family(
-                "deliver_blocks_sent",
-                "The number of blocks sent by the deliver service.",
-                OF_CHANNEL,
-            ),
-        };
         Self {
             inner: Arc::new(Inner {
                 channels,
                 options,
                 clock,
-                metrics,
+                metrics: metrics.clone(),
             }),
         }
     }
@@ -138,7 +104,7 @@ impl DeliverService {
 
 impl Deliver for DeliverService {
     fn deliver(&self, caller: Caller, requests: Requests) -> Responses<DeliverResponse> {
-        self.inner.metrics.opened.inc();
+        self.inner.metrics.streams_opened.inc();
         let conversation = Conversation {
             service: self.inner.clone(),
             caller,
@@ -161,7 +127,7 @@ struct Conversation {
 
 impl Drop for Conversation {
     fn drop(&mut self) {
-        self.service.metrics.closed.inc();
+        self.service.metrics.streams_closed.inc();
     }
 }
 
@@ -423,15 +389,14 @@ impl Counted {
         const DATA_TYPE: &str = "block";
         const FILTERED: &str = "false";
         let labels = [channel, FILTERED, DATA_TYPE];
-        metrics.received.with_label_values(&labels).inc();
+        metrics.requests_received.with(labels).inc();
         let completed = |success| {
-            metrics
-                .completed
-                .with_label_values(&[channel, FILTERED, DATA_TYPE, success])
+            let labels = [channel, FILTERED, DATA_TYPE, success];
+            metrics.requests_completed.with(labels)
         };
         Self {
             completed: Some([completed("false"), completed("true")]),
-            sent: metrics.sent.with_label_values(&labels),
+            sent: metrics.blocks_sent.with(labels),
         }
     }
 

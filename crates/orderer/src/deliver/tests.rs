@@ -20,12 +20,14 @@ use quorate_fabric::proto::orderer::{
 };
 use quorate_identity::mutual_tls::CertificateFacts;
 use quorate_identity::x509::Certificate;
+use quorate_runtime::metrics::Metrics;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::*;
 use crate::listener::{Peer, PeerCertificate};
+use crate::metrics::OrdererMetrics;
 use crate::store::Ledgers;
 
 /// How long a test waits for what must come, before it fails.
@@ -137,7 +139,12 @@ impl Node {
         certificate: Option<&str>,
         metrics: &Metrics,
     ) -> Talk {
-        let service = DeliverService::new(self.channels.clone(), options, clock, metrics);
+        let service = DeliverService::new(
+            self.channels.clone(),
+            options,
+            clock,
+            &OrdererMetrics::new(metrics, false).deliver,
+        );
         let certificate = certificate.map(|path| {
             let der = Certificate::from_pem(&read(path)).unwrap();
             Arc::new(PeerCertificate {
@@ -589,7 +596,7 @@ async fn any_bytes_as_a_request_are_answered() {
         node.channels.clone(),
         options(),
         Clock::manual(made).0,
-        &Metrics::new(),
+        &OrdererMetrics::new(&Metrics::new(), false).deliver,
     );
     for at in 0..good.len() {
         let mut bytes = good.to_vec();
@@ -639,18 +646,18 @@ async fn our_own_requests_are_answered_over_grpc() {
     )
     .unwrap();
     let now = 1_800_000_000_123_456;
-    let metrics = Metrics::new();
+    let metrics = OrdererMetrics::new(&Metrics::new(), false);
     let deliver = DeliverService::new(
         node.channels.clone(),
         options(),
         Clock::manual(now).0,
-        &metrics,
+        &metrics.deliver,
     );
     let server = AtomicBroadcastServer::new(
         Arc::new(NoBroadcast),
         Arc::new(deliver),
         1_000_000,
-        &metrics,
+        &metrics.grpc,
     );
     let mut client = AtomicBroadcastClient::new(server, 1_000_000);
 

@@ -2,67 +2,37 @@
 
 use std::time::Instant;
 
-use quorate_runtime::metrics::{Histogram, IntCounter, Metrics, families};
+use quorate_runtime::metrics::IntCounter;
 use tonic::Code;
 
-/// The buckets that Fabric's metrics have unless they say otherwise, in seconds.
-const BUCKETS: &[f64] = &[
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-];
+use crate::metrics::Grpc;
 
 /// The metrics of one method.
 #[derive(Clone)]
 pub struct StreamMetrics {
-    started: IntCounter,
-    completed: families::IntCounterVec,
-    duration: families::HistogramVec,
+    metrics: Grpc,
     received: IntCounter,
     sent: IntCounter,
-    labels: [&'static str; 2],
+    service: &'static str,
+    method: &'static str,
 }
 
 impl StreamMetrics {
     /// The metrics of `method` of `service`, with the service's name as Fabric labels it: `orderer_AtomicBroadcast`.
-    pub fn new(metrics: &Metrics, service: &'static str, method: &'static str) -> Self {
-        const OF_METHOD: &[&str] = &["service", "method"];
-        const OF_RESULT: &[&str] = &["service", "method", "code"];
-        let labels = [service, method];
-        let counter = |name, help| {
-            metrics
-                .counter_family(name, help, OF_METHOD)
-                .with_label_values(&labels)
-        };
+    pub fn new(metrics: &Grpc, service: &'static str, method: &'static str) -> Self {
         Self {
-            started: counter(
-                "grpc_server_stream_requests_received",
-                "The number of stream requests received.",
-            ),
-            completed: metrics.counter_family(
-                "grpc_server_stream_requests_completed",
-                "The number of stream requests completed.",
-                OF_RESULT,
-            ),
-            duration: metrics.histogram_family(
-                "grpc_server_stream_request_duration",
-                "The time to complete a stream request.",
-                BUCKETS,
-                OF_RESULT,
-            ),
-            received: counter(
-                "grpc_server_stream_messages_received",
-                "The number of stream messages received.",
-            ),
-            sent: counter(
-                "grpc_server_stream_messages_sent",
-                "The number of stream messages sent.",
-            ),
-            labels,
+            received: metrics.stream_messages_received.with([service, method]),
+            sent: metrics.stream_messages_sent.with([service, method]),
+            metrics: metrics.clone(),
+            service,
+            method,
         }
     }
 
     /// A call begins.
     pub fn begin(&self) -> Call {
-        self.started.inc();
+        let started = &self.metrics.stream_requests_received;
+        started.with([self.service, self.method]).inc();
         Call {
             metrics: self.clone(),
             begun: Instant::now(),
@@ -94,11 +64,16 @@ impl Call {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        let [service, method] = self.metrics.labels;
-        let labels = [service, method, name(code)];
-        self.metrics.completed.with_label_values(&labels).inc();
-        let duration: Histogram = self.metrics.duration.with_label_values(&labels);
-        duration.observe(self.begun.elapsed().as_secs_f64());
+        let StreamMetrics {
+            metrics,
+            service,
+            method,
+            ..
+        } = &self.metrics;
+        let labels = [*service, *method, name(code)];
+        metrics.stream_requests_completed.with(labels).inc();
+        let duration = metrics.stream_request_duration.with(labels);
+        duration.observe(self.begun.elapsed());
     }
 }
 

@@ -10,7 +10,6 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use quorate_fabric::envelope::RawEnvelope;
 use quorate_fabric::proto::orderer::BroadcastResponse;
-use quorate_runtime::metrics::Metrics;
 use tonic::body::Body;
 use tonic::codegen::{Body as HttpBody, Service, StdError, http};
 use tonic::server::{Grpc, NamedService, StreamingService};
@@ -19,6 +18,7 @@ use tonic::{Code, Request, Status, Streaming};
 use super::calls::{Call, StreamMetrics};
 use super::messages::{DeliverResponse, Response, ServerCodec};
 use crate::listener::Peer;
+use crate::metrics::Grpc as GrpcMetrics;
 
 /// How Fabric labels the service in its metrics.
 const METRICS_LABEL: &str = "orderer_AtomicBroadcast";
@@ -61,7 +61,7 @@ impl AtomicBroadcastServer {
         broadcast: Arc<dyn Broadcast>,
         deliver: Arc<dyn Deliver>,
         max_request_bytes: usize,
-        metrics: &Metrics,
+        metrics: &GrpcMetrics,
     ) -> Self {
         Self {
             broadcast,

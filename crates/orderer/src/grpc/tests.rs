@@ -79,7 +79,7 @@ fn fixture(block: Bytes) -> Fixture {
             Arc::new(taker),
             Arc::new(Giver(block)),
             MAX_BYTES,
-            &metrics,
+            &crate::metrics::OrdererMetrics::new(&metrics, false).grpc,
         ),
         taken,
         metrics,

@@ -131,7 +131,7 @@ async fn serve(index: u64, behaviour: Behaviour, tasks: &Tasks) -> (String, Arc<
         Arc::new(Server(behaviour.clone())),
         Arc::new(Server(behaviour.clone())),
         1 << 20,
-        &metrics,
+        &crate::metrics::OrdererMetrics::new(&metrics, false).grpc,
     );
     let options = ListenerOptions {
         tls: Some(server_tls(orderer(index))),

@@ -6,19 +6,25 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
+use quorate_runtime::metrics::IntGauge;
 use tokio::sync::watch;
 
 use super::files::{self, Readers};
 use super::index::{Index, Location};
 use super::recovery::{self, Recovered};
 use super::{StoreError, StoredBlock, format};
+use crate::metrics::{Ledger as LedgerMetrics, Timing};
 
 /// How many bytes of recent blocks a chain keeps in memory; the newest block is kept even when it alone is larger.
 pub const MAX_RECENT_BYTES: usize = 4 * 1024 * 1024;
 
 /// How many recent blocks a chain keeps in memory.
 pub const MAX_RECENT_BLOCKS: usize = 256;
+
+/// How many appended blocks wait for a sync to have their commit time measured; further ones are not measured.
+const MAX_MEASURED: usize = 256;
 
 /// The chain of one channel. Cheap to clone; all clones are the same chain.
 ///
@@ -41,6 +47,14 @@ struct Inner {
     synced: AtomicU64,
     /// Gone once the channel was removed.
     announce: Mutex<Option<watch::Sender<u64>>>,
+    measured: Option<Measured>,
+}
+
+/// The chain's metrics.
+struct Measured {
+    metrics: LedgerMetrics,
+    height: IntGauge,
+    commit_time: Timing,
 }
 
 struct Writer {
@@ -51,6 +65,8 @@ struct Writer {
     /// The next block's previous hash; `None` before the first block.
     newest_hash: Option<[u8; 32]>,
     newest_last_config: Option<u64>,
+    /// When the blocks that are not durable yet began to be written.
+    begun: Vec<Instant>,
 }
 
 /// Whether the chain can be extended.
@@ -76,6 +92,7 @@ impl BlockStore {
         folder: &Path,
         channel: &str,
         max_file_bytes: u64,
+        metrics: Option<&LedgerMetrics>,
     ) -> Result<Self, StoreError> {
         let Recovered {
             index,
@@ -91,12 +108,18 @@ impl BlockStore {
             max_file_bytes,
             newest_hash: newest.as_ref().map(|block| *block.header_hash()),
             newest_last_config: newest.as_ref().and_then(StoredBlock::last_config),
+            begun: Vec::new(),
         };
+        let measured = metrics.map(|metrics| Measured {
+            height: metrics.blockchain_height.with([channel]),
+            commit_time: metrics.blockstorage_commit_time.with([channel]),
+            metrics: metrics.clone(),
+        });
         let mut recent = Recent::default();
         if let Some(newest) = newest {
             recent.push(Arc::new(newest));
         }
-        Ok(Self {
+        let store = Self {
             inner: Arc::new(Inner {
                 channel: channel.to_owned(),
                 folder: folder.to_owned(),
@@ -107,8 +130,11 @@ impl BlockStore {
                 height: AtomicU64::new(height),
                 synced: AtomicU64::new(height),
                 announce: Mutex::new(Some(watch::Sender::new(height))),
+                measured,
             }),
-        })
+        };
+        store.inner.show(height);
+        Ok(store)
     }
 
     /// The channel's name.
@@ -139,6 +165,7 @@ impl BlockStore {
     /// A block that is not the next one is refused and changes nothing. After an error of the disk the store is
     /// stopped: every later call fails too.
     pub fn append(&self, block: &StoredBlock) -> Result<(), StoreError> {
+        let begun = Instant::now();
         let inner = &*self.inner;
         let mut writer = lock(&inner.writer);
         let height = self.height();
@@ -150,7 +177,11 @@ impl BlockStore {
                 writer.newest_hash = Some(*block.header_hash());
                 writer.newest_last_config = block.last_config();
                 lock(&inner.recent).push(Arc::new(block.clone()));
+                if writer.begun.len() < MAX_MEASURED {
+                    writer.begun.push(begun);
+                }
                 inner.height.store(height + 1, Ordering::Release);
+                inner.show(height + 1);
                 if let Some(announce) = &*lock(&inner.announce) {
                     announce.send_replace(height + 1);
                 }
@@ -166,14 +197,16 @@ impl BlockStore {
     /// As for [`BlockStore::append`].
     pub fn sync(&self) -> Result<u64, StoreError> {
         let inner = &*self.inner;
-        let (file, number, height) = {
+        let (file, number, height, begun) = {
             let mut writer = lock(&inner.writer);
             let height = self.height();
+            let begun = std::mem::take(&mut writer.begun);
             if self.synced_height() >= height {
+                inner.measure(&begun);
                 return Ok(height);
             }
             let file = writer.ready(inner)?;
-            (file, writer.file, height)
+            (file, writer.file, height, begun)
         };
         let synced = file
             .sync_data()
@@ -182,6 +215,7 @@ impl BlockStore {
         match synced {
             Ok(()) => {
                 inner.synced.fetch_max(height, Ordering::AcqRel);
+                inner.measure(&begun);
                 Ok(height)
             }
             Err(error) => Err(inner.stop(&mut lock(&inner.writer), error)),
@@ -227,6 +261,10 @@ impl BlockStore {
         lock(&self.inner.writer).state = State::Removed;
         *lock(&self.inner.recent) = Recent::default();
         lock(&self.inner.announce).take();
+        if let Some(measured) = &self.inner.measured {
+            let height = &measured.metrics.blockchain_height;
+            height.forget([&self.inner.channel]);
+        }
     }
 }
 
@@ -240,6 +278,23 @@ impl std::fmt::Debug for BlockStore {
 }
 
 impl Inner {
+    fn show(&self, height: u64) {
+        if let Some(measured) = &self.measured {
+            measured
+                .height
+                .set(i64::try_from(height).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Blocks that began then have become durable now.
+    fn measure(&self, begun: &[Instant]) {
+        if let Some(measured) = &self.measured {
+            for begun in begun {
+                measured.commit_time.observe(begun.elapsed());
+            }
+        }
+    }
+
     fn check_next(
         &self,
         writer: &Writer,

@@ -23,6 +23,7 @@ use bytes::Bytes;
 use super::files::{self, sync_folder};
 use super::marks::Marks;
 use super::{BlockStore, StoreError};
+use crate::metrics::Ledger as LedgerMetrics;
 
 /// The longest name of a channel, in bytes, that Fabric allows.
 const MAX_NAME_BYTES: usize = 249;
@@ -39,6 +40,7 @@ struct Inner {
     removals: Marks,
     stores: Mutex<BTreeMap<String, BlockStore>>,
     max_file_bytes: u64,
+    metrics: Option<LedgerMetrics>,
     /// Released when the last clone goes.
     _lock: File,
 }
@@ -50,10 +52,22 @@ impl Ledgers {
     /// # Errors
     /// The disk's; another process that uses the folder.
     pub fn open(location: &Path) -> Result<Self, StoreError> {
-        Self::open_with(location, files::MAX_FILE_BYTES)
+        Self::open_with(location, files::MAX_FILE_BYTES, None)
     }
 
-    pub(super) fn open_with(location: &Path, max_file_bytes: u64) -> Result<Self, StoreError> {
+    /// As [`Ledgers::open`]; heights and the time that commits take are counted.
+    ///
+    /// # Errors
+    /// As for [`Ledgers::open`].
+    pub fn open_measured(location: &Path, metrics: &LedgerMetrics) -> Result<Self, StoreError> {
+        Self::open_with(location, files::MAX_FILE_BYTES, Some(metrics))
+    }
+
+    pub(super) fn open_with(
+        location: &Path,
+        max_file_bytes: u64,
+        metrics: Option<&LedgerMetrics>,
+    ) -> Result<Self, StoreError> {
         let chains = location.join("chains");
         let pending = location.join("pendingops");
         for folder in [&chains, &pending] {
@@ -69,6 +83,7 @@ impl Ledgers {
                 removals: Marks::open(&pending, "remove")?,
                 stores: Mutex::default(),
                 max_file_bytes,
+                metrics: metrics.cloned(),
                 _lock: lock,
             }),
         };
@@ -198,7 +213,12 @@ impl Ledgers {
         channel: &str,
     ) -> Result<BlockStore, StoreError> {
         let folder = self.folder(channel);
-        let store = BlockStore::open(&folder, channel, self.inner.max_file_bytes)?;
+        let store = BlockStore::open(
+            &folder,
+            channel,
+            self.inner.max_file_bytes,
+            self.inner.metrics.as_ref(),
+        )?;
         stores.insert(channel.to_owned(), store.clone());
         Ok(store)
     }

@@ -465,7 +465,7 @@ fn a_bad_index_is_made_again() {
 fn files_are_full_at_their_limit() {
     let blocks = recorded();
     let place = Place::new();
-    let ledgers = Ledgers::open_with(place.path(), 50_000).unwrap();
+    let ledgers = Ledgers::open_with(place.path(), 50_000, None).unwrap();
     let store = ledgers.get_or_create(CHANNEL).unwrap();
     for block in &blocks {
         store.append(block).unwrap();
@@ -714,4 +714,29 @@ fn blocks_without_a_place_are_refused() {
     received.extend([0x7a, 1, 0]);
     let stored = StoredBlock::decode(received.into()).unwrap();
     assert_eq!(stored.encoded(), &block.encode_to_vec());
+}
+
+#[test]
+fn heights_and_commits_are_counted() {
+    let registry = quorate_runtime::Metrics::new();
+    let metrics = crate::metrics::OrdererMetrics::new(&registry, false);
+    let blocks = small(4);
+    let place = Place::with(&blocks[..1]);
+    let ledgers = Ledgers::open_measured(place.path(), &metrics.ledger).unwrap();
+    let store = ledgers.get(CHANNEL).unwrap().unwrap();
+    let shows = |line: &str| registry.render().lines().any(|shown| shown == line);
+    let height = |height| format!("ledger_blockchain_height{{channel=\"fixture\"}} {height}");
+    let commits =
+        |count| format!("ledger_blockstorage_commit_time_count{{channel=\"fixture\"}} {count}");
+    assert!(shows(&height(1)));
+    for block in &blocks[1..] {
+        store.append(block).unwrap();
+    }
+    assert!(shows(&height(4)));
+    assert!(shows(&commits(0)), "nothing is durable yet");
+    store.sync().unwrap();
+    store.sync().unwrap();
+    assert!(shows(&commits(3)));
+    ledgers.remove(CHANNEL).unwrap();
+    assert!(!shows(&height(4)));
 }
