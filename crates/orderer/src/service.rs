@@ -36,7 +36,7 @@ use crate::deliver::{DeliverOptions, DeliverService};
 use crate::grpc::AtomicBroadcastServer;
 use crate::https::Endpoint;
 use crate::listener::{ListenError, Listener, ListenerOptions};
-use crate::metrics::OrdererMetrics;
+use crate::metrics::{self, OrdererMetrics};
 use crate::operations::Operations;
 use crate::options::{self, BootstrapMethod, MetricsProvider, Options, OptionsError, Tls};
 use crate::registrar::{Premises, Registrar, RegistrarError, Trust};
@@ -231,8 +231,11 @@ impl Orderer {
 
         // What is durable.
         let (ledgers, log, recovered) = {
-            let options = options.clone();
-            blocking("opening ledgers and log", move || open_disk(&options)).await??
+            let (options, metrics) = (options.clone(), metrics.ledger.clone());
+            blocking("opening ledgers and log", move || {
+                open_disk(&options, &metrics)
+            })
+            .await??
         };
         let registry = metrics.registry().clone();
         let transport = Transport::new(
@@ -302,13 +305,13 @@ impl Orderer {
                 tls_binding: general.tls.enabled && general.tls.client_auth_required,
             },
             clock.clone(),
-            &registry,
+            &metrics.deliver,
         );
         let clients = AtomicBroadcastServer::new(
             Arc::new(broadcast),
             Arc::new(deliver),
             usize::try_from(general.max_recv_msg_size).unwrap_or(usize::MAX),
-            &registry,
+            &metrics.grpc,
         );
         let steps = transport.service(channels.clone());
         let readiness = Readiness::new();
@@ -415,7 +418,7 @@ type Disk = (
     BTreeMap<quorate_consensus::GroupId, quorate_consensus::Recovered>,
 );
 
-fn open_disk(options: &Options) -> Result<Disk, OrdererError> {
+fn open_disk(options: &Options, metrics: &metrics::Ledger) -> Result<Disk, OrdererError> {
     let wal = &options.consensus.wal_dir;
     let folders = [
         ("FileLedger.Location", &options.file_ledger.location),
@@ -429,7 +432,7 @@ fn open_disk(options: &Options) -> Result<Disk, OrdererError> {
             source,
         })?;
     }
-    let ledgers = Ledgers::open(&options.file_ledger.location)?;
+    let ledgers = Ledgers::open_measured(&options.file_ledger.location, metrics)?;
     let folder = wal.join(LOG_FOLDER);
     let disk = Folder::open(&folder).map_err(|source| OrdererError::Folder {
         key: "Consensus.WALDir",
