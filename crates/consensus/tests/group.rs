@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use quorate_consensus::MAX_CACHED_BYTES;
 use quorate_consensus::eraftpb::{Entry, EntryType, Message, MessageType};
 use quorate_consensus::simulation::Dice;
 use quorate_consensus::{
@@ -519,4 +520,19 @@ fn no_message_brings_a_member_down() {
             }
         }
     }
+}
+
+#[test]
+fn a_late_follower_gets_what_left_the_leaders_memory() {
+    let mut cluster = Cluster::new(&[1, 2, 3]);
+    cluster.elect(1);
+    cluster.cut = vec![3];
+    let large = "x".repeat(MAX_CACHED_BYTES as usize / 8);
+    for _ in 0..40 {
+        cluster.propose(1, &large);
+    }
+    cluster.cut.clear();
+    cluster.tick(3);
+    assert_eq!(cluster.texts(3), vec![large; 40]);
+    assert!(cluster.nodes[&3].snapshot.is_none());
 }
