@@ -96,12 +96,21 @@ fn recorded_configuration_updates_lead_to_the_recorded_metadata() {
         // Everybody has to be heard of before the consenter set may change.
         world.pass(4000);
         let leader = world.leader().unwrap();
+        // Half of them come to a member that has to forward them.
+        let follower = world
+            .nodes
+            .iter()
+            .find(|(id, node)| **id != leader && node.halted.is_none());
+        let receiver = match follower {
+            Some((id, _)) if case["block_number"].as_u64().unwrap() % 2 == 1 => *id,
+            _ => leader,
+        };
         let update = RawEnvelope::decode(read(
             Path::new("config-updates").join(case["file"].as_str().unwrap()),
         ))
         .unwrap();
         let outcome = world
-            .update(leader, &update)
+            .update(receiver, &update)
             .unwrap_or_else(|refusal| panic!("{name}: {refusal}"));
         world.until(name, 20, |world| world.outcomes[outcome] != Outcome::Open);
         assert_eq!(world.outcomes[outcome], Outcome::Acknowledged, "{name}");
@@ -475,4 +484,62 @@ fn what_waited_for_a_configuration_is_judged_by_it() {
     assert_eq!(chain[1].block().data.unwrap().data.len(), 1);
     assert!(block::is_config(&chain[1].block()));
     assert_eq!(chain.len(), 3);
+}
+
+/// The leader dies somewhere between the configuration block that adds a consenter and the change of members that the
+/// block asks for: the next leader finishes it, and the newcomer takes part.
+#[test]
+fn an_interrupted_change_of_members_is_finished_by_the_next_leader() {
+    for seed in 0..20 {
+        let mut world = World::new(600 + seed);
+        world.until("a leader", 2, elected);
+        for name in [
+            "01-batch-size",
+            "02-batch-timeout-by-org1-client",
+            "03-orderer-addresses",
+        ] {
+            world.pass(4000);
+            let leader = world.leader().unwrap();
+            let outcome = world.update(leader, &recorded_update(name)).unwrap();
+            world.until(name, 20, |world| {
+                world.outcomes[outcome] == Outcome::Acknowledged
+            });
+        }
+        world.pass(4000);
+        let leader = world.leader().unwrap();
+        let update = recorded_update("04-add-consenter-orderer3");
+        world.update(leader, &update).unwrap();
+        for _ in 0..seed * 2 {
+            world.step();
+        }
+        world.crash(leader);
+        // Two of three elect a leader; if the change comes through, two of four have none until the newcomer is there.
+        world.pass(12_000);
+        let next = *world.nodes.keys().next().unwrap();
+        if world.nodes[&next].chain.len() < 5 {
+            // It had not come that far, and nobody was told that it had.
+            let again = world.update(next, &update);
+            assert!(again.is_err_and(|reason| reason.contains("quorum loss")));
+            continue;
+        }
+        world.join(4, next);
+        world.until("the newcomer", 60, |world| {
+            elected(world) && world.heights().len() == 1
+        });
+        let next = world.leader().unwrap();
+        let envelope = world.envelope(b"with the newcomer's vote");
+        let outcome = world.submit(next, envelope, Ack::Committed);
+        world.until("an answer", 20, |world| {
+            world.outcomes[outcome] == Outcome::Acknowledged
+        });
+        world.restart(leader);
+        world.until("everybody", 20, |world| {
+            elected(world) && world.heights().len() == 1
+        });
+        world.check_chains();
+        assert_eq!(
+            world.nodes[&leader].view.as_ref().unwrap().consenters[..],
+            [1, 2, 3, 4]
+        );
+    }
 }

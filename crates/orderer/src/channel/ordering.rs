@@ -89,7 +89,8 @@ struct ConfigUpdate {
     validated_at: u64,
     /// What identifies it whichever orderer wraps it.
     update: Vec<u8>,
-    ticket: Option<Ticket>,
+    /// Whom to answer: several, when other orderers have given us the same update, too.
+    tickets: Vec<Ticket>,
     deadline: Duration,
     stage: Stage,
     /// Handing over was tried for long enough.
@@ -310,6 +311,20 @@ impl Channel {
     }
 
     fn take_update(&mut self, ticket: Ticket, submission: Submission) {
+        let update = match checks::config_envelope(&submission.envelope) {
+            Ok(config) => consenters::last_update(&config).0,
+            Err(refusal) => return self.reply(Some(ticket), Err(refusal.into())),
+        };
+        // An orderer that waits for the block gives us the update more than once.
+        if let Some(known) = self
+            .ordering
+            .updates
+            .iter_mut()
+            .find(|known| known.update == update && known.tickets.len() < MAX_CONFIG_UPDATES)
+        {
+            known.tickets.push(ticket);
+            return;
+        }
         if self.ordering.updates.len() >= MAX_CONFIG_UPDATES {
             self.unavailable(
                 Some(ticket),
@@ -317,17 +332,13 @@ impl Channel {
             );
             return;
         }
-        let update = match checks::config_envelope(&submission.envelope) {
-            Ok(config) => consenters::last_update(&config).0,
-            Err(refusal) => return self.reply(Some(ticket), Err(refusal.into())),
-        };
         self.ordering.next_update += 1;
         self.ordering.updates.push(ConfigUpdate {
             key: self.ordering.next_update,
             envelope: submission.envelope,
             validated_at: submission.validated_at,
             update,
-            ticket: Some(ticket),
+            tickets: vec![ticket],
             deadline: self.now.monotonic + PATIENCE,
             stage: Stage::Queued,
             insist: false,
@@ -666,7 +677,9 @@ impl Channel {
                     "Failed to order message: bad config message: {refusal}");
                 self.gauges.proposal_failures += 1;
                 let update = self.ordering.updates.remove(at);
-                self.reply(update.ticket, Err(refusal.into()));
+                for ticket in update.tickets {
+                    self.reply(Some(ticket), Err(refusal.clone().into()));
+                }
                 false
             }
         }
@@ -918,15 +931,15 @@ impl Channel {
             leading.config_in_flight = false;
         }
         let mut settled = Vec::new();
-        self.ordering.updates.retain(|pending| {
+        self.ordering.updates.retain_mut(|pending| {
             let done = pending.update == update;
             if done {
-                settled.push(pending.ticket);
+                settled.append(&mut pending.tickets);
             }
             !done
         });
         for ticket in settled {
-            self.reply(ticket, Ok(()));
+            self.reply(Some(ticket), Ok(()));
         }
     }
 
@@ -1011,10 +1024,10 @@ impl Channel {
             self.unavailable(Some(ticket), UNKNOWN);
         }
         let mut late = Vec::new();
-        self.ordering.updates.retain(|update| {
+        self.ordering.updates.retain_mut(|update| {
             let expired = update.deadline <= now && update.stage != Stage::InFlight;
             if expired {
-                late.push(update.ticket);
+                late.extend(update.tickets.drain(..).map(Some));
             }
             !expired
         });
@@ -1050,7 +1063,9 @@ impl Channel {
         let ordering = &mut self.ordering;
         let mut tickets: Vec<Option<Ticket>> = Vec::new();
         tickets.extend(ordering.parked.drain(..).map(|(ticket, _)| Some(ticket)));
-        tickets.extend(ordering.updates.drain(..).map(|update| update.ticket));
+        for update in ordering.updates.drain(..) {
+            tickets.extend(update.tickets.into_iter().map(Some));
+        }
         tickets.extend(ordering.cutter.cut().into_iter().map(|item| item.ticket));
         tickets.extend(ordering.orphans.drain(..).map(|item| item.ticket));
         for block in ordering.in_flight.drain(..) {
