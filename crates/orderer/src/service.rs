@@ -17,7 +17,8 @@ use quorate_consensus::{Log, LogError, LogOptions};
 use quorate_fabric::msp::{FolderError, LocalMsp, Signer};
 use quorate_identity::UnixTime;
 use quorate_identity::mutual_tls::{
-    ClientAuth, ClientTls, Credentials, MutualTlsError, Roots, ServerTls, public_key, shifted,
+    CertificateFacts, ClientAuth, ClientTls, Credentials, MutualTlsError, Roots, ServerTls,
+    public_key, shifted,
 };
 use quorate_identity::x509::Certificate;
 use quorate_runtime::operations::{Health, Readiness, ReadyReport, Version};
@@ -31,7 +32,7 @@ use tracing::{info, warn};
 use crate::broadcast::{Broadcast, Checker};
 use crate::channel::{Ack, ChannelMetrics};
 use crate::checks::Rules;
-use crate::cluster::{Transport, TransportOptions};
+use crate::cluster::{Transport, TransportOptions, track_expiry};
 use crate::deliver::{DeliverOptions, DeliverService};
 use crate::grpc::AtomicBroadcastServer;
 use crate::https::Endpoint;
@@ -200,8 +201,12 @@ impl Orderer {
                 .unwrap_or_else(|| general.local_msp_dir.join("keystore")),
         )?;
         check_expiry(&local, &options, &clock)?;
+        track_expiry("enrollment", local.expires_at(), &clock, &tasks);
         let signer: Arc<dyn Signer> = Arc::new(local);
         let doors = Doors::read(&options, &clock)?;
+        for (role, not_after) in doors.expiries() {
+            track_expiry(role, not_after, &clock, &tasks);
+        }
 
         // Ports, before anything on disk changes: a second process on one configuration ends here.
         let keepalive = &general.keepalive;
@@ -493,22 +498,18 @@ impl Doors {
             shift => shift,
         };
 
-        // Other orderers must show who they are; on a shared port they are asked, and Step looks for it.
+        // On a shared port everybody is asked for a certificate, and nobody has to have one: whether it is that of a
+        // consenter is judged by Step, by its key.
+        let client_auth = match (general.tls.client_auth_required, &separate) {
+            (true, _) => ClientAuth::Required,
+            (false, None) => ClientAuth::Requested,
+            (false, Some(_)) => ClientAuth::None,
+        };
         let general_tls = server(
             "General.TLS",
             &general.tls,
-            if general.tls.client_auth_required {
-                ClientAuth::Required
-            } else if separate.is_none() {
-                ClientAuth::Optional
-            } else {
-                ClientAuth::None
-            },
-            if separate.is_none() && !general.tls.client_auth_required {
-                trust.cluster()
-            } else {
-                trust.clients()
-            },
+            client_auth,
+            trust.clients(),
             clock,
             &[HTTP2],
         )?;
@@ -561,6 +562,31 @@ impl Doors {
             cluster_roots,
             server_key,
         })
+    }
+}
+
+impl Doors {
+    /// Until when our own TLS certificates count.
+    fn expiries(&self) -> Vec<(&'static str, UnixTime)> {
+        let cluster = self.cluster.as_ref().map(|(_, tls)| &tls.credentials);
+        let shown = [
+            (
+                "server TLS",
+                self.general.as_ref().map(|tls| &tls.credentials),
+            ),
+            ("server TLS", cluster),
+            (
+                "client TLS",
+                self.client
+                    .as_ref()
+                    .and_then(|tls| tls.credentials.as_ref()),
+            ),
+        ];
+        let known = shown.into_iter().filter_map(|(role, credentials)| {
+            let facts = CertificateFacts::read(credentials?.certificate()).ok()?;
+            Some((role, facts.not_after))
+        });
+        known.collect()
     }
 }
 
