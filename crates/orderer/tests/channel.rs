@@ -543,3 +543,37 @@ fn an_interrupted_change_of_members_is_finished_by_the_next_leader() {
         );
     }
 }
+
+/// Blocks are decided faster than missing ones can be fetched, for a while: what is kept of them meanwhile is bounded,
+/// and the rest is fetched, too.
+#[test]
+fn a_member_that_fetches_slowly_catches_up_when_it_can() {
+    for seed in 0..4 {
+        let mut world = World::with_genesis(700 + seed, genesis_with_snapshots_every(10_000));
+        world.pull_delay = 6000;
+        world.until("a leader", 2, elected);
+        let leader = world.leader().unwrap();
+        let away = leader % 3 + 1;
+        world.crash(away);
+        for round in 0_u64..300 {
+            if round == 60 {
+                world.restart(away);
+            }
+            for number in 0_u64..10 {
+                let data = [&round.to_be_bytes()[..], &number.to_be_bytes(), &[7; 300]].concat();
+                let envelope = world.envelope(&data);
+                world.submit(leader, envelope, Ack::Committed);
+            }
+            world.pass(20);
+        }
+        assert_eq!(world.nodes[&leader].chain.len(), 301);
+        assert!(
+            world.nodes[&away].chain.len() < 200,
+            "it was slow: {}",
+            world.describe()
+        );
+        world.until("the slow member", 900, |world| world.heights().len() == 1);
+        assert!(world.nodes[&away].asked > 1, "{}", world.describe());
+        world.check_chains();
+    }
+}

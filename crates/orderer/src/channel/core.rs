@@ -9,7 +9,7 @@
 //!
 //! 1. wait until something happens or [`Channel::deadline`] passes; offer submissions only while
 //!    [`Channel::accepts_submissions`];
-//! 2. [`Channel::handle`] for every event at hand;
+//! 2. [`Channel::handle`] for every event at hand, [`Channel::handle_time`] when time has passed;
 //! 3. [`Channel::actions`], and perform them; [`Event::Written`] follows when a write is durable.
 //!
 //! The chapters: this one has the state, time and the pump that turns what the Raft group is ready for into actions;

@@ -67,6 +67,8 @@ pub(crate) struct Node {
     pub(crate) view: Option<View>,
     pub(crate) halted: Option<Halt>,
     pub(crate) snapshots: u64,
+    /// How often it wanted blocks from elsewhere.
+    pub(crate) asked: u64,
     log: Log,
     disk: Arc<SimDisk>,
     waiting: VecDeque<(Ticket, Submission)>,
@@ -83,7 +85,8 @@ enum Delivery {
     Written(u64),
     Submit(Submission),
     Forwarded(ForwardId, Result<(), String>),
-    Pull(u64, u64),
+    /// Blocks `first..=last`, as they were asked for so many times.
+    Pull(u64, u64, u64),
 }
 
 pub(crate) struct World {
@@ -95,6 +98,8 @@ pub(crate) struct World {
     pub(crate) loss: u64,
     /// Milliseconds that a message takes at most.
     pub(crate) delay: u64,
+    /// Milliseconds that fetching a few blocks takes.
+    pub(crate) pull_delay: u64,
     /// Pairs that cannot talk.
     pub(crate) cut: BTreeSet<(u64, u64)>,
     pub(crate) outcomes: Vec<Outcome>,
@@ -157,6 +162,7 @@ impl World {
             dice: Dice::new(seed),
             loss: 0,
             delay: 3,
+            pull_delay: 3,
             cut: BTreeSet::new(),
             outcomes: Vec::new(),
             tickets: BTreeMap::new(),
@@ -237,6 +243,7 @@ impl World {
             view: None,
             halted: None,
             snapshots: 0,
+            asked: 0,
             log,
             disk,
             waiting: VecDeque::new(),
@@ -379,7 +386,11 @@ impl World {
             return;
         };
         let life = node.life;
-        let delay = Duration::from_micros(500 + self.dice.below(self.delay * 1000));
+        let longest = match delivery {
+            Delivery::Pull(..) => self.pull_delay,
+            _ => self.delay,
+        };
+        let delay = Duration::from_micros(500 + self.dice.below(longest * 1000));
         self.next_due += 1;
         self.due
             .insert((self.now + delay, self.next_due), (to, life, delivery));
@@ -445,7 +456,9 @@ impl World {
                 return;
             }
             Delivery::Forwarded(id, result) => Event::Forwarded(id, result),
-            Delivery::Pull(first, last) => {
+            // Asked for anew meanwhile.
+            Delivery::Pull(.., asked) if asked < self.nodes[&to].asked => return,
+            Delivery::Pull(first, last, asked) => {
                 let source = self
                     .nodes
                     .iter()
@@ -455,7 +468,7 @@ impl World {
                     .map(|(id, _)| *id)
                     .next();
                 let Some(source) = source else {
-                    self.later(to, Delivery::Pull(first, last));
+                    self.later(to, Delivery::Pull(first, last, asked));
                     return;
                 };
                 let chain = &self.nodes[&source].chain;
@@ -468,7 +481,7 @@ impl World {
                     .collect();
                 let next = first + blocks.len() as u64;
                 if next <= last {
-                    self.later(to, Delivery::Pull(next, last));
+                    self.later(to, Delivery::Pull(next, last, asked));
                 }
                 Event::Pulled(blocks)
             }
@@ -589,7 +602,11 @@ impl World {
                 }
                 Action::Reply(ticket, result) => self.settle(id, ticket, result),
                 Action::View(view) => node.view = Some(view),
-                Action::CatchUp { first, last } => self.later(id, Delivery::Pull(first, last)),
+                Action::CatchUp { first, last } => {
+                    node.asked += 1;
+                    let asked = node.asked;
+                    self.later(id, Delivery::Pull(first, last, asked));
+                }
                 Action::Halt(halt) => node.halted = Some(halt),
                 Action::Leader(_) | Action::Connect(_) | Action::SuspectEviction(_) => {}
             }
@@ -623,8 +640,9 @@ impl World {
             .iter()
             .map(|(id, node)| {
                 format!(
-                    "node {id}: height {}, leader {}, {:?}, waiting {}, {:?}",
+                    "node {id}: height {}, asked for blocks {} times, leader {}, {:?}, waiting {}, {:?}",
                     node.chain.len(),
+                    node.asked,
                     node.core.leader(),
                     node.halted,
                     node.waiting.len(),
