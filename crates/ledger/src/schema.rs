@@ -468,7 +468,7 @@ const POSTGRES_IDENTIFIER_BYTES: usize = 63;
 const NODE_COLUMNS: [&str; 2] = ["tx_id", "idx"];
 
 /// Tables of the node that are called by a single word or would pass for `<schema>_…`.
-const NODE_TABLES: [&str; 14] = [
+const NODE_TABLES: [&str; 15] = [
     "attachments",
     "flows",
     "inbound_marks",
@@ -480,6 +480,7 @@ const NODE_TABLES: [&str; 14] = [
     "outbox",
     "outbox_peers",
     "quorate_migrations",
+    "rpc_audit",
     "settings",
     "transactions",
     "vault_states",

@@ -8,9 +8,10 @@
 //! (`flow`), how messages travel (`messaging`).
 //!
 //! Where to start reading: [`UnitOfWork`] for what can be written, [`Store`] for what can be read, the module `writer`
-//! for how a commit happens, `migrations/0001-core.sql` for the tables.
+//! for how a commit happens, `migrations` for the tables.
 
 mod apply;
+mod audit;
 mod database;
 mod error;
 pub mod lease;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 
 use quorate_ledger::schema::MappedSchema;
 
+pub use audit::{CLEANUP_ROWS, RpcAuditFilter, RpcAuditRecord};
 pub use error::{Error, SchemaError};
 pub use lease::Fence;
 pub use options::{
@@ -40,9 +42,9 @@ pub use reads::{
 };
 pub use sql::Engine;
 pub use unit::{
-    CommitError, Committed, Epoch, LockError, LockRequest, NewAttachment, NotaryCommit,
-    NotaryEntry, NotaryResult, Queued, Received, Reception, Refusal, Relevance, Respond,
-    UnitOfWork,
+    Cleanup, CommitError, Committed, Epoch, InvocationId, LockError, LockRequest, NewAttachment,
+    NotaryCommit, NotaryEntry, NotaryResult, Queued, Received, Reception, Refusal, Relevance,
+    Respond, RpcInvocation, UnitOfWork,
 };
 pub use writer::{Writer, WriterEnd, WriterService};
 

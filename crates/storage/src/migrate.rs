@@ -25,16 +25,25 @@ const CORE: &str = "quorate";
 const APP: &str = "app:";
 
 /// The program's own versions, oldest first.
-const CORE_VERSIONS: [(&str, &str); 1] = [(
-    "the tables of a node",
-    include_str!("migrations/0001-core.sql"),
-)];
+const CORE_VERSIONS: [(&str, &str); 2] = [
+    (
+        "the tables of a node",
+        include_str!("migrations/0001-core.sql"),
+    ),
+    (
+        "the audit of RPC, and when peers began their queues",
+        include_str!("migrations/0002-rpc-audit.sql"),
+    ),
+];
 
+/// The SQL of all of them.
 #[cfg(test)]
-pub(crate) const CORE_TABLES_SQL: &str = CORE_VERSIONS[0].1;
+pub(crate) fn core_sql() -> String {
+    CORE_VERSIONS.map(|(_, sql)| sql).concat()
+}
 
 /// Tables that no application may have.
-pub(crate) const CORE_TABLES: [&str; 20] = [
+pub(crate) const CORE_TABLES: [&str; 21] = [
     "attachments",
     "counters",
     "flows",
@@ -48,6 +57,7 @@ pub(crate) const CORE_TABLES: [&str; 20] = [
     "outbox",
     "outbox_peers",
     "quorate_migrations",
+    "rpc_audit",
     "settings",
     "transactions",
     "vault_consumptions",

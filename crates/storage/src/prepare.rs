@@ -13,7 +13,10 @@ use quorate_ledger::{SignedTransaction, StateAndRef, StateRef, TxId};
 
 use crate::query::{Filter, Schemas};
 use crate::sql::Value;
-use crate::unit::{LockRequest, NewAttachment, NotaryCommit, Received, Relevance, UnitOfWork};
+use crate::unit::{
+    Cleanup, LockRequest, NewAttachment, NotaryCommit, Received, Relevance, RpcInvocation,
+    UnitOfWork,
+};
 
 /// A message to be queued.
 #[derive(Debug)]
@@ -82,6 +85,8 @@ pub(crate) struct Prepared {
     pub(crate) attachments: Vec<NewAttachment>,
     pub(crate) settings: Vec<(String, Option<String>)>,
     pub(crate) notary: Option<NotaryCommit>,
+    pub(crate) rpc_audit: Vec<RpcInvocation>,
+    pub(crate) cleanup: Option<Cleanup>,
     /// Roughly how many bytes will be written.
     pub(crate) size: usize,
 }
@@ -96,6 +101,8 @@ impl Prepared {
             attachments: unit.attachments,
             settings: unit.settings,
             notary: unit.notary,
+            rpc_audit: unit.rpc_audit,
+            cleanup: unit.cleanup,
             ..Self::default()
         };
         for step in unit.steps {
@@ -164,6 +171,11 @@ impl Prepared {
                 .attachments
                 .iter()
                 .map(|attachment| attachment.bytes.len())
+                .sum::<usize>()
+            + self
+                .rpc_audit
+                .iter()
+                .map(|invocation| invocation.action.len() + invocation.parameters.len())
                 .sum::<usize>()
     }
 }

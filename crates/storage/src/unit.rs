@@ -7,7 +7,7 @@ use std::sync::Arc;
 use quorate_flow::{ClientId, Envelope, FlowId, InboxId, LockTarget, Recording, StepCommit};
 use quorate_identity::{PublicKey, X500Name};
 use quorate_ledger::vault::{Criteria, VaultUpdate};
-use quorate_ledger::{AttachmentId, ConsumingTx, StateRef, TxId};
+use quorate_ledger::{AttachmentId, ConsumingTx, StateRef, Timestamp, TxId};
 
 use crate::error::Error;
 
@@ -59,6 +59,10 @@ pub struct UnitOfWork {
     pub settings: Vec<(String, Option<String>)>,
     /// Requests to a notary.
     pub notary: Option<NotaryCommit>,
+    /// What users ask for, to be noted before it is done.
+    pub rpc_audit: Vec<RpcInvocation>,
+    /// Rows that are no longer wanted; made by [`crate::Store::outdated_rpc_audit`] and its like.
+    pub cleanup: Option<Cleanup>,
 }
 
 impl UnitOfWork {
@@ -95,6 +99,22 @@ impl UnitOfWork {
     pub fn setting(name: impl Into<String>, value: Option<String>) -> Self {
         Self {
             settings: vec![(name.into(), value)],
+            ..Self::default()
+        }
+    }
+
+    /// What a user asks for.
+    pub fn rpc_invocation(invocation: RpcInvocation) -> Self {
+        Self {
+            rpc_audit: vec![invocation],
+            ..Self::default()
+        }
+    }
+
+    /// The removal of these rows.
+    pub fn cleanup(cleanup: Cleanup) -> Self {
+        Self {
+            cleanup: Some(cleanup),
             ..Self::default()
         }
     }
@@ -139,6 +159,54 @@ pub struct NewAttachment {
     pub bytes: Arc<[u8]>,
     /// Who brought it, such as `rpc` or a peer's name.
     pub uploader: String,
+}
+
+/// One call by RPC, as it is noted. Nothing in it is shortened here; it must not hold secrets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RpcInvocation {
+    /// Names this call and no other; ids that grow keep calls of the same moment in their order.
+    pub id: InvocationId,
+    /// Who asks.
+    pub username: String,
+    /// By which interface.
+    pub interface: &'static str,
+    /// For what.
+    pub action: String,
+    /// With which parameters.
+    pub parameters: String,
+    /// Whether the user has the permission.
+    pub allowed: bool,
+}
+
+/// Names one call by RPC.
+pub type InvocationId = [u8; 16];
+
+/// Rows to be removed, a bounded number; found by reading, and removed only if they may still go when that is done.
+#[derive(Debug)]
+pub struct Cleanup(pub(crate) Outdated);
+
+impl Cleanup {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        match &self.0 {
+            Outdated::RpcAudit(rows) => rows.is_empty(),
+            Outdated::Epochs { left, undated, .. } => left.is_empty() && undated.is_empty(),
+        }
+    }
+}
+
+/// What is to be removed.
+#[derive(Debug)]
+pub(crate) enum Outdated {
+    RpcAudit(Vec<(Timestamp, InvocationId)>),
+    Epochs {
+        /// Epochs that their peers have left.
+        left: Vec<(String, Epoch)>,
+        /// Before this time.
+        before: Timestamp,
+        /// Epochs of which nobody knows since when they are there: they are dated, not removed.
+        undated: Vec<(String, Epoch)>,
+    },
 }
 
 /// One request to commit a transaction's inputs as spent.
@@ -217,6 +285,8 @@ pub struct Committed {
     pub notary: Vec<NotaryResult>,
     /// Those client ids that were removed.
     pub removed_client_ids: Vec<ClientId>,
+    /// How many outdated rows were removed.
+    pub removed_rows: u64,
 }
 
 /// A request to soft-lock states for a flow.

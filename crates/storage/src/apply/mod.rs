@@ -6,6 +6,7 @@
 //!
 //! The fence and the database transaction itself belong to [`crate::writer`].
 
+mod cleanup;
 mod flows;
 mod locks;
 mod notary;
@@ -66,6 +67,10 @@ batch!(STORE_ATTACHMENTS, 1, [id: Bytes, content: Bytes, uploader: Text],
     "INSERT INTO attachments (id, bytes, uploader, stored_at)
      SELECT d.id, d.content, d.uploader, $1 FROM {rows} WHERE true ON CONFLICT (id) DO NOTHING");
 
+batch!(RECORD_RPC, 1, [id: Bytes, username: Text, interface: Text, action: Text, parameters: Text, allowed: Int],
+    "INSERT INTO rpc_audit (recorded_at, invocation_id, username, interface, action, parameters, allowed)
+     SELECT $1, d.id, d.username, d.interface, d.action, d.parameters, d.allowed FROM {rows} WHERE true");
+
 /// What came of the units and of the lock requests, each in order.
 pub(crate) type Results = (Vec<Committed>, Vec<Result<Vec<StateAndRef>, LockError>>);
 
@@ -86,6 +91,8 @@ pub(crate) async fn apply(
     queues::settle(batch, units).await?;
     attachments(batch, units).await?;
     settings(batch, units).await?;
+    rpc_audit(batch, units).await?;
+    cleanup::apply(batch, units, &mut committed).await?;
     let locked = locks::apply(batch, requests).await?;
     Ok((committed, locked))
 }
@@ -105,6 +112,27 @@ async fn attachments(batch: &mut Batch<'_>, units: &[Arc<Prepared>]) -> Result<(
         .execute_batch(&STORE_ATTACHMENTS, &[now], rows)
         .await
         .doing("keeping attachments")?;
+    Ok(())
+}
+
+async fn rpc_audit(batch: &mut Batch<'_>, units: &[Arc<Prepared>]) -> Result<(), Failure> {
+    let mut rows = Vec::new();
+    for invocation in units.iter().flat_map(|unit| &unit.rpc_audit) {
+        rows.extend(values![
+            &invocation.id,
+            invocation.username.as_str(),
+            invocation.interface,
+            invocation.action.as_str(),
+            invocation.parameters.as_str(),
+            invocation.allowed
+        ]);
+    }
+    let now = batch.now();
+    batch
+        .connection
+        .execute_batch(&RECORD_RPC, &[now], rows)
+        .await
+        .doing("recording RPC calls")?;
     Ok(())
 }
 
@@ -146,11 +174,12 @@ mod tests {
         let options = sqlx::sqlite::SqliteConnectOptions::new().in_memory(true);
         let mut connection = Connection::from(options.connect().await.unwrap());
         connection
-            .script(crate::migrate::CORE_TABLES_SQL)
+            .script(&crate::migrate::core_sql())
             .await
             .unwrap();
-        let mut statements = vec![&*STORE_ATTACHMENTS];
+        let mut statements = vec![&*STORE_ATTACHMENTS, &*RECORD_RPC];
         for chapter in [
+            cleanup::statements,
             flows::statements,
             locks::statements,
             notary::statements,

@@ -17,9 +17,9 @@ batch!(READ_MARKS, 0, [peer: Text, epoch: Bytes],
      JOIN inbound_marks m ON m.peer = d.peer AND m.epoch = d.epoch");
 batch!(READ_LAST, 0, [peer: Text],
     "SELECT m.peer, MAX(m.base + m.sequence) FROM {rows} JOIN inbound_marks m ON m.peer = d.peer GROUP BY m.peer");
-batch!(WRITE_MARKS, 0, [peer: Text, epoch: Bytes, sequence: Int, base: Int],
-    "INSERT INTO inbound_marks (peer, epoch, sequence, base)
-     SELECT d.peer, d.epoch, d.sequence, d.base FROM {rows} WHERE true
+batch!(WRITE_MARKS, 1, [peer: Text, epoch: Bytes, sequence: Int, base: Int],
+    "INSERT INTO inbound_marks (peer, epoch, sequence, base, begun_at)
+     SELECT d.peer, d.epoch, d.sequence, d.base, $1 FROM {rows} WHERE true
      ON CONFLICT (peer, epoch) DO UPDATE SET sequence = excluded.sequence");
 batch!(INSERT_INBOX, 1, [peer: Text, sequence: Int, envelope: Bytes],
     "INSERT INTO inbox (peer, sequence, envelope, received_at)
@@ -155,15 +155,15 @@ pub(super) async fn receive(
             int(mark.base)?
         ]);
     }
+    let now = [batch.now()];
     batch
         .connection
-        .execute_batch(&WRITE_MARKS, &[], written)
+        .execute_batch(&WRITE_MARKS, &now, written)
         .await
         .doing(doing)?;
-    let now = batch.now();
     batch
         .connection
-        .execute_batch(&INSERT_INBOX, &[now], rows)
+        .execute_batch(&INSERT_INBOX, &now, rows)
         .await
         .doing(doing)?;
     Ok(())

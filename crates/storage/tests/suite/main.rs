@@ -8,6 +8,7 @@
     reason = "all of this is tests, their helpers included"
 )]
 
+mod cleanup;
 mod commits;
 mod leases;
 mod locks;
