@@ -21,10 +21,12 @@ use tokio::sync::watch;
 use crate::driver::{self, Driver, Flows, Parts};
 use crate::host::Host;
 use crate::instance::{IDENTITY, NodeError, Prepared, identity_of};
-use crate::metrics::{FlowMetrics, PostMetrics};
+use crate::maintenance::{Maintenance, Tables, Task};
+use crate::metrics::{FlowMetrics, MaintenanceMetrics, PostMetrics};
 use crate::operations::{DRAINING, Operations};
 use crate::post::{self, Post};
 use crate::rpc::{ListenOptions, RpcOptions, RpcServer, Users, WebServer, desk};
+use crate::rpc_audit::RpcAudit;
 
 /// How long requests under way may take when the node stops.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -258,6 +260,33 @@ impl Active {
         follow_network(prepared, &flows, &messaging, codes, own, core);
         post.open(messaging.clone()).await?;
 
+        if let Some(mode) = &configuration.maintenance {
+            let tables = Tables {
+                store: store.clone(),
+                writer: writer.clone(),
+                shutdown: core.shutdown().clone(),
+            };
+            let maintenance = Maintenance {
+                mode: mode.clone(),
+                clock: clock.clone(),
+                shutdown: core.shutdown().clone(),
+                metrics: MaintenanceMetrics::new(metrics),
+            };
+            let (mode, network) = (mode.clone(), network.clone());
+            let tasks = move || {
+                let horizon = network.borrow().parameters().event_horizon();
+                Task::of(&mode, horizon)
+            };
+            core.spawn("maintenance", maintenance.run(tables, tasks));
+        }
+        let audit = configuration.events_to_record.rpc().then(|| {
+            Arc::new(RpcAudit::new(
+                writer.clone(),
+                clock.clone(),
+                entropy.clone(),
+                metrics,
+            ))
+        });
         let operations = Arc::new(Operations {
             flows: flows.clone(),
             store: store.clone(),
@@ -269,6 +298,7 @@ impl Active {
             clock: clock.clone(),
             identification: Arc::clone(identification),
             draining: Arc::default(),
+            audit,
             shutdown: tasks.shutdown().root(),
         });
         let users = Users::new(configuration.rpc_users.iter().cloned())?;

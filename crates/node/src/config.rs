@@ -9,12 +9,13 @@
 //! Keys of our own: `operations.address`, `logging`, and `whenHeld` and `whenLost` of the mutual exclusion.
 //!
 //! This module reads files and nothing else: it opens no port and no database, and creates no directory. Start reading
-//! at [`NodeConfiguration::load`]; the chapters are `database`, `rpc`, `availability`, `notary` and, for the keys that
-//! mean nothing to us, `foreign`.
+//! at [`NodeConfiguration::load`]; the chapters are `database`, `rpc`, `availability`, `maintenance`, `notary` and, for
+//! the keys that mean nothing to us, `foreign`.
 
 mod availability;
 mod database;
 mod foreign;
+mod maintenance;
 mod notary;
 mod rpc;
 
@@ -42,6 +43,9 @@ pub use availability::{
     WhenLost,
 };
 pub use database::{DEFAULT_FILE as DEFAULT_DATABASE_FILE, DatabaseConfiguration};
+pub use maintenance::{
+    DEFAULT_SENDER_RETENTION_DAYS, EventsToRecord, MaintenanceMode, ProcessedMessageCleanup,
+};
 pub use notary::NotaryConfiguration;
 pub use rpc::{RpcSettings, RpcTls};
 
@@ -89,6 +93,10 @@ pub struct NodeConfiguration {
     pub notary: Option<NotaryConfiguration>,
     /// Hot-cold operation.
     pub mutual_exclusion: MutualExclusion,
+    /// Which events are recorded in the database.
+    pub events_to_record: EventsToRecord,
+    /// Maintenance at certain times, if there is to be any.
+    pub maintenance: Option<MaintenanceMode>,
     /// Time-outs of flows that ask a notary.
     pub flow_timeout: FlowTimeout,
     /// `smmStartMode = "Safe"`: flows of before are not continued at start, but wait paused for an operator.
@@ -389,7 +397,11 @@ fn decode(root: &Section<'_>, base: &Path, options: &LoadOptions) -> Option<Node
 
     let database = database::decode(root, base, dev_mode);
     let notary = notary::decode(root, my_legal_name.as_ref());
-    let mutual_exclusion = availability::decode(root, options, base);
+    let enterprise = root.section("enterpriseConfiguration");
+    let mutual_exclusion = availability::decode(&enterprise, options, base);
+    let events_to_record = maintenance::events_to_record(&enterprise);
+    let maintenance = maintenance::mode(&enterprise);
+    enterprise.finish();
     let flow_timeout = flow_timeout(root);
     let node_info_polling = root.duration_or(
         "additionalNodeInfoPollingFrequencyMsec",
@@ -428,6 +440,8 @@ fn decode(root: &Section<'_>, base: &Path, options: &LoadOptions) -> Option<Node
         database: database?,
         notary,
         mutual_exclusion: mutual_exclusion?,
+        events_to_record,
+        maintenance,
         flow_timeout,
         pause_all_flows,
         node_info_polling,

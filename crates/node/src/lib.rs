@@ -4,7 +4,8 @@
 //! holder runs everything that serves: the flow machine with its driver, the post office between
 //! queues and peers, the notary, the doors for clients. The parts themselves live in crates of
 //! their own; here is only what joins them: roles (`instance`, `roles`, `active`), the flow driver
-//! (`driver`), answers to flows (`host`), messages (`post`), the network map and the making of
+//! (`driver`), answers to flows (`host`), messages (`post`), the cleaning up at certain times
+//! ([`maintenance`]), the network map and the making of
 //! networks ([`network_map`], [`bootstrap`]), configuration ([`config`]), and the API's server
 //! ([`rpc`]). It knows nothing of ordering channels or Fabric.
 //!
@@ -18,6 +19,7 @@ pub mod control;
 mod driver;
 mod host;
 mod instance;
+pub mod maintenance;
 mod metrics;
 pub mod network_map;
 pub mod node_keys;
@@ -25,6 +27,7 @@ mod operations;
 mod post;
 mod roles;
 pub mod rpc;
+mod rpc_audit;
 
 pub use active::Addresses;
 pub use applications::{AppError, Applications};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use prometheus::{Histogram, IntCounter, IntGauge, IntGaugeVec};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 use quorate_flow::FlowStatus;
 use quorate_runtime::Metrics;
 use quorate_runtime::metrics::DURATION_BUCKETS;
@@ -134,6 +134,66 @@ impl PostMetrics {
         self.connected
             .with_label_values(labels)
             .set(i64::from(connected));
+    }
+}
+
+/// What is measured about maintenance.
+#[derive(Clone)]
+pub(crate) struct MaintenanceMetrics {
+    pub(crate) windows: IntCounter,
+    pub(crate) overruns: IntCounter,
+    pub(crate) missed: IntCounter,
+    pub(crate) running: IntGauge,
+    pub(crate) duration: Histogram,
+    removed: IntCounterVec,
+    failures: IntCounterVec,
+}
+
+impl MaintenanceMetrics {
+    /// Registers them.
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        const TASK: &[&str] = &["task"];
+        Self {
+            windows: metrics.counter(
+                "quorate_maintenance_windows_total",
+                "Maintenance windows that were run.",
+            ),
+            overruns: metrics.counter(
+                "quorate_maintenance_overruns_total",
+                "Windows that took longer than maintenanceMode.duration.",
+            ),
+            missed: metrics.counter(
+                "quorate_maintenance_missed_total",
+                "Windows that were not run, because an earlier one had not finished or the time had passed.",
+            ),
+            running: metrics.gauge(
+                "quorate_maintenance_running",
+                "1 while a maintenance window runs.",
+            ),
+            duration: metrics.histogram(
+                "quorate_maintenance_duration_seconds",
+                "How long windows took.",
+                DURATION_BUCKETS,
+            ),
+            removed: metrics.counter_family(
+                "quorate_maintenance_removed_rows_total",
+                "Outdated rows that were removed, by task.",
+                TASK,
+            ),
+            failures: metrics.counter_family(
+                "quorate_maintenance_failures_total",
+                "Tasks that broke off with an error.",
+                TASK,
+            ),
+        }
+    }
+
+    pub(crate) fn removed(&self, task: &str, rows: u64) {
+        self.removed.with_label_values(&[task]).inc_by(rows);
+    }
+
+    pub(crate) fn failed(&self, task: &str) {
+        self.failures.with_label_values(&[task]).inc();
     }
 }
 

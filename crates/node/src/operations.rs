@@ -25,7 +25,8 @@ use crate::host::Host;
 use crate::instance::Identification;
 use crate::network_map::NetworkSnapshot;
 use crate::post::Post;
-use crate::rpc::{Answer, Caller, NodeOperations};
+use crate::rpc::{Answer, Call, Caller, NodeOperations};
+use crate::rpc_audit::RpcAudit;
 
 /// The setting that keeps draining mode over restarts and failovers.
 pub(crate) const DRAINING: &str = "flowsDrainingMode";
@@ -54,6 +55,8 @@ pub(crate) struct Operations {
     pub(crate) identification: Arc<Identification>,
     /// Held while draining mode changes.
     pub(crate) draining: Arc<tokio::sync::Mutex<()>>,
+    /// Present if calls are to be recorded.
+    pub(crate) audit: Option<Arc<RpcAudit>>,
     /// Ends the process.
     pub(crate) shutdown: Shutdown,
 }
@@ -173,6 +176,19 @@ impl Operations {
 }
 
 impl NodeOperations for Operations {
+    fn records_calls(&self) -> bool {
+        self.audit.is_some()
+    }
+
+    fn record_call(&self, call: Call) -> Answer<'_, ()> {
+        Box::pin(async move {
+            match &self.audit {
+                Some(audit) => audit.record(call).await,
+                None => Ok(()),
+            }
+        })
+    }
+
     fn start_flow<'a>(
         &'a self,
         caller: &'a Caller,

@@ -59,7 +59,7 @@ pub enum WhenLost {
 /// A word that is none of the choices.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("must be one of {0}")]
-pub struct ChoiceError(&'static str);
+pub struct ChoiceError(pub(super) &'static str);
 
 impl FromStr for WhenHeld {
     type Err = ChoiceError;
@@ -106,11 +106,10 @@ impl fmt::Display for WhenLost {
 }
 
 pub(super) fn decode(
-    root: &Section<'_>,
+    enterprise: &Section<'_>,
     options: &LoadOptions,
     base: &Path,
 ) -> Option<MutualExclusion> {
-    let enterprise = root.section("enterpriseConfiguration");
     let exclusion = mutual_exclusion(
         enterprise.section("mutualExclusionConfiguration"),
         options,
@@ -133,22 +132,15 @@ pub(super) fn decode(
         enterprise.unneeded(key, "the node finds its own degree of concurrency");
     }
     for key in [
-        "processedMessageCleanup",
         "enableCacheTracing",
         "traceTargetDirectory",
         "attachmentClassLoaderCacheSize",
     ] {
         enterprise.unneeded(key, "there is nothing of this kind here");
     }
-    for key in [
-        "auditService",
-        "maintenanceMode",
-        "ledgerRecoveryConfiguration",
-        "identityKeyAlias",
-    ] {
+    for key in ["ledgerRecoveryConfiguration", "identityKeyAlias"] {
         enterprise.ignored(key, "this is not supported");
     }
-    enterprise.finish();
     exclusion
 }
 

@@ -744,3 +744,69 @@ fn obfuscated_values_are_revealed_to_who_has_the_passphrase_and_shown_to_nobody(
         assert!(problems[0].to_string().contains(words), "{problems:?}");
     }
 }
+
+#[test]
+fn recording_and_maintenance_have_their_meaning() {
+    let config = accepted(&with(""));
+    assert_eq!(config.events_to_record, EventsToRecord::None);
+    assert!(!config.events_to_record.rpc());
+    assert_eq!(config.maintenance, None);
+    // The page about maintenance mode.
+    let config = accepted(&with(
+        "enterpriseConfiguration {\n auditService = { eventsToRecord = RPC }\n\
+         maintenanceMode { schedule = \"00 30 14,15 * * 5\", duration = \"10m\", rpcAuditDataRetentionPeriod = \"100d\" }\n\
+         processedMessageCleanup { generalRetentionPeriodInDays = 334, senderRetentionPeriodInDays = 445 } }",
+    ));
+    assert!(config.events_to_record.rpc());
+    assert_eq!(shown(&config.findings.warnings), [""; 0]);
+    let mode = config.maintenance.unwrap();
+    assert_eq!(mode.schedule.to_string(), "00 30 14,15 * * 5");
+    assert_eq!(mode.duration, Duration::from_secs(600));
+    assert_eq!(mode.rpc_audit_retention.to_string(), "100d");
+    let cleanup = ProcessedMessageCleanup {
+        general_retention_days: Some(334),
+        sender_retention_days: 445,
+    };
+    assert_eq!(mode.processed_messages, Some(cleanup));
+
+    let cleanup = "enterpriseConfiguration.processedMessageCleanup.senderRetentionPeriodInDays = 7";
+    let config = accepted(&with(cleanup));
+    assert_eq!(config.maintenance, None);
+    let warnings = shown(&config.findings.warnings);
+    assert!(warnings[0].contains("maintenanceMode"), "{warnings:?}");
+
+    const MODE: &str = "enterpriseConfiguration.maintenanceMode";
+    let written = |schedule: &str, duration: &str, period: &str| {
+        format!(
+            "{MODE} {{ schedule = \"{schedule}\", duration = {duration}, rpcAuditDataRetentionPeriod = {period} }}"
+        )
+    };
+    for (text, key, words) in [
+        (written("0 30 14 * *", "10m", "1w"), "schedule", "6"),
+        (
+            written("0 0 0 30 2 *", "10m", "1w"),
+            "schedule",
+            "never comes",
+        ),
+        (
+            written("0 0 0 * * *", "10 fortnights", "1w"),
+            "duration",
+            "unit",
+        ),
+        (written("0 0 0 * * *", "10ms", "1w"), "duration", "from 1s"),
+        (
+            written("0 0 0 * * *", "1h", "1h"),
+            "rpcAuditDataRetentionPeriod",
+            "100d",
+        ),
+    ] {
+        refused(&text, &format!("{MODE}.{key}"), words);
+    }
+    let missing = problems(&with(&format!("{MODE} {{}}")));
+    assert_eq!(missing.len(), 3, "{missing:#?}");
+    assert!(missing.iter().all(|problem| problem.contains("is missing")));
+    let audit = "enterpriseConfiguration.auditService.eventsToRecord";
+    refused(&format!("{audit} = SOME"), audit, "NONE, RPC, ALL");
+    let cleanup = "enterpriseConfiguration.processedMessageCleanup.generalRetentionPeriodInDays";
+    refused(&format!("{cleanup} = -1"), cleanup, "from 1");
+}

@@ -136,6 +136,8 @@ pub struct Caller {
     pub user: Arc<str>,
     /// From where: an IP address and port.
     pub origin: String,
+    /// By which interface.
+    pub interface: &'static str,
     permissions: Arc<Permissions>,
 }
 
@@ -311,6 +313,7 @@ impl Gatekeeper {
         &self,
         connection: &Connection,
         authorization: Option<&[u8]>,
+        interface: &'static str,
         now: Instant,
     ) -> Result<Caller, RpcError> {
         let header = authorization.ok_or_else(|| {
@@ -354,6 +357,7 @@ impl Gatekeeper {
                 let caller = Caller {
                     user,
                     origin: connection.peer.to_string(),
+                    interface,
                     permissions,
                 };
                 *verified = Some((proof, caller.clone()));
@@ -498,6 +502,26 @@ mod tests {
         format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))).into_bytes()
     }
 
+    trait ByGrpc {
+        fn identify_by_grpc(
+            &self,
+            connection: &Connection,
+            authorization: Option<&[u8]>,
+            now: Instant,
+        ) -> Result<Caller, RpcError>;
+    }
+
+    impl ByGrpc for Gatekeeper {
+        fn identify_by_grpc(
+            &self,
+            connection: &Connection,
+            authorization: Option<&[u8]>,
+            now: Instant,
+        ) -> Result<Caller, RpcError> {
+            self.identify(connection, authorization, crate::rpc::GRPC_INTERFACE, now)
+        }
+    }
+
     fn from(address: &str) -> Connection {
         Connection::new(address.parse().unwrap())
     }
@@ -519,7 +543,7 @@ mod tests {
         let gate = Gatekeeper::new(users);
         let who = |name| {
             let header = header(name, "pa:ss");
-            gate.identify(&from("10.0.0.1:1"), Some(&header), Instant::now())
+            gate.identify_by_grpc(&from("10.0.0.1:1"), Some(&header), Instant::now())
                 .unwrap()
         };
         let ops = who("ops");
@@ -561,36 +585,36 @@ mod tests {
         let now = Instant::now();
         let settled = from("10.0.0.1:1");
         let right = header("ops", "pa:ss");
-        gate.identify(&settled, Some(&right), now).unwrap();
+        gate.identify_by_grpc(&settled, Some(&right), now).unwrap();
 
         let wrong = header("ops", "guess");
         for _ in 0..FREE_FAILURES_PER_USER {
             let refused = gate
-                .identify(&from("10.0.0.2:1"), Some(&wrong), now)
+                .identify_by_grpc(&from("10.0.0.2:1"), Some(&wrong), now)
                 .unwrap_err();
             assert_eq!(refused.code, ErrorCode::Unauthenticated);
         }
         // Now even the right password has to wait, from wherever it comes …
         let refused = gate
-            .identify(&from("10.0.0.3:1"), Some(&right), now)
+            .identify_by_grpc(&from("10.0.0.3:1"), Some(&right), now)
             .unwrap_err();
         assert_eq!(refused.code, ErrorCode::TooManyAttempts);
         assert!(refused.retryable);
         // … except where it has been proved before.
-        gate.identify(&settled, Some(&right), now).unwrap();
+        gate.identify_by_grpc(&settled, Some(&right), now).unwrap();
         // After the wait a further failure doubles it, and a success clears it.
         let later = now + FIRST_DELAY;
-        gate.identify(&from("10.0.0.2:1"), Some(&wrong), later)
+        gate.identify_by_grpc(&from("10.0.0.2:1"), Some(&wrong), later)
             .unwrap_err();
         let at = |wait: Duration| {
-            gate.identify(&from("10.0.0.3:1"), Some(&right), later + wait)
+            gate.identify_by_grpc(&from("10.0.0.3:1"), Some(&right), later + wait)
                 .map_err(|e| e.code)
         };
         assert_eq!(at(FIRST_DELAY).unwrap_err(), ErrorCode::TooManyAttempts);
         at(FIRST_DELAY * 2).unwrap();
-        gate.identify(&from("10.0.0.9:1"), Some(&wrong), later)
+        gate.identify_by_grpc(&from("10.0.0.9:1"), Some(&wrong), later)
             .unwrap_err();
-        gate.identify(&from("10.0.0.9:1"), Some(&right), later)
+        gate.identify_by_grpc(&from("10.0.0.9:1"), Some(&right), later)
             .unwrap();
     }
 
@@ -601,17 +625,19 @@ mod tests {
         for n in 0..FREE_FAILURES_PER_ADDRESS {
             let guess = header(&format!("user{n}"), "guess");
             let peer = format!("[2001:db8::{n}]:1");
-            let refused = gate.identify(&from(&peer), Some(&guess), now).unwrap_err();
+            let refused = gate
+                .identify_by_grpc(&from(&peer), Some(&guess), now)
+                .unwrap_err();
             assert_eq!(refused.code, ErrorCode::Unauthenticated);
         }
         let right = header("ops", "pa:ss");
         let refused = gate
-            .identify(&from("[2001:db8::ffff]:1"), Some(&right), now)
+            .identify_by_grpc(&from("[2001:db8::ffff]:1"), Some(&right), now)
             .unwrap_err();
         assert_eq!(refused.code, ErrorCode::TooManyAttempts);
         for n in 0..2 * MAX_REMEMBERED {
             let peer = format!("10.{}.{}.1:1", n / 256, n % 256);
-            gate.identify(&from(&peer), Some(&header("x", &n.to_string())), now)
+            gate.identify_by_grpc(&from(&peer), Some(&header("x", &n.to_string())), now)
                 .unwrap_err();
             gate.failures.lock().unwrap().forgive("x");
         }
@@ -634,11 +660,11 @@ mod tests {
             b"\xff\xfe",
             long.as_bytes(),
         ] {
-            let refused = gate.identify(&from("10.0.0.1:1"), Some(header), Instant::now());
+            let refused = gate.identify_by_grpc(&from("10.0.0.1:1"), Some(header), Instant::now());
             assert_eq!(refused.unwrap_err().code, ErrorCode::Unauthenticated);
         }
         let refused = gate
-            .identify(&from("10.0.0.1:1"), None, Instant::now())
+            .identify_by_grpc(&from("10.0.0.1:1"), None, Instant::now())
             .unwrap_err();
         assert!(refused.remedy.is_some());
     }

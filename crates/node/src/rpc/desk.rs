@@ -1,6 +1,6 @@
 //! What happens to every call, whichever edge it comes through: who is it, may they, is it
-//! sensible, is there room; then the node is asked, within a time, and a line is written to the
-//! audit log.
+//! sensible, is there room; then the call is recorded, if the node wants that, the node is asked,
+//! within a time, and a line is written to the audit log.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::access::{Caller, Connection, Gatekeeper};
-use super::{NodeOperations, RpcOptions};
+use super::{Call, NodeOperations, RpcOptions};
 
 /// Calls that the node works on at once.
 pub const MAX_CALLS: usize = 4096;
@@ -77,11 +77,12 @@ impl Desk {
         &self,
         connection: &Connection,
         authorization: Option<&[u8]>,
+        interface: &'static str,
         what: &str,
     ) -> Result<Caller, RpcError> {
         let who = self
             .gate
-            .identify(connection, authorization, Instant::now());
+            .identify(connection, authorization, interface, Instant::now());
         if let Err(error) = &who
             // The first request of a browser carries no credentials, and is answered with 401.
             && authorization.is_some()
@@ -110,18 +111,42 @@ impl Desk {
         &self,
         caller: &Caller,
         method: Method,
+        parameters: impl FnOnce() -> String,
         work: impl FnOnce() -> F,
     ) -> Result<T, RpcError>
     where
         F: Future<Output = Result<T, RpcError>>,
     {
         self.audited(caller, method, None, async {
+            let allowed = caller.may_invoke(method);
+            self.keep(caller, method, allowed, parameters).await?;
             caller.require(method)?;
             self.ready()?;
             let _permit = self.room(&self.calls)?;
             in_time(MAX_CALL_TIME, work()).await
         })
         .await
+    }
+
+    /// Has the call recorded, if the node wants that, before anything of it is done.
+    async fn keep(
+        &self,
+        caller: &Caller,
+        method: Method,
+        allowed: bool,
+        parameters: impl FnOnce() -> String,
+    ) -> Result<(), RpcError> {
+        if !self.node.records_calls() {
+            return Ok(());
+        }
+        let call = Call {
+            user: caller.user.clone(),
+            interface: caller.interface,
+            action: method.name(),
+            parameters: parameters(),
+            allowed,
+        };
+        in_time(MAX_CALL_TIME, self.node.record_call(call)).await
     }
 
     async fn audited<T>(
@@ -154,6 +179,14 @@ impl Desk {
         let flow = request.flow.clone();
         let about = loggable(&flow);
         self.audited(caller, Method::StartFlow, Some(&about), async {
+            let allowed = caller.require_start(&flow).is_ok();
+            let client_id = request.client_id.as_ref().map(api::ClientId::as_str);
+            self.keep(caller, Method::StartFlow, allowed, || match client_id {
+                // Not its arguments, which may be anything.
+                Some(id) => format!("flow: {flow}, clientId: {id}"),
+                None => format!("flow: {flow}"),
+            })
+            .await?;
             if flow.is_empty()
                 || flow.len() > api::MAX_FLOW_NAME_BYTES
                 || flow.contains(char::is_control)
@@ -194,10 +227,19 @@ impl Desk {
         };
         let about = key.to_string();
         self.audited(caller, method, Some(&about), async {
-            self.ready()?;
             let wait = wait.min(MAX_WAIT);
-            if !caller.may_invoke(method) {
-                let status = self.own_flow(caller, method, key.clone()).await?;
+            let parameters = || match &key {
+                api::FlowKey::Flow(id) => format!("flowId: {id}"),
+                api::FlowKey::Client(id) => format!("clientId: {id}"),
+            };
+            if caller.may_invoke(method) {
+                self.keep(caller, method, true, parameters).await?;
+                self.ready()?;
+            } else {
+                self.ready()?;
+                let own = self.own_flow(caller, method, key.clone()).await;
+                self.keep(caller, method, own.is_ok(), parameters).await?;
+                let status = own?;
                 if status.state.ended() {
                     return Ok(status);
                 }
@@ -240,10 +282,16 @@ impl Desk {
         let about = loggable(id.as_str());
         let method = Method::RemoveClientId;
         self.audited(caller, method, Some(&about), async {
-            self.ready()?;
-            if !caller.may_invoke(method) {
+            let parameters = || format!("clientId: {id}");
+            if caller.may_invoke(method) {
+                self.keep(caller, method, true, parameters).await?;
+                self.ready()?;
+            } else {
+                self.ready()?;
                 let key = api::FlowKey::Client(id.clone());
-                match self.own_flow(caller, method, key).await {
+                let own = self.own_flow(caller, method, key).await;
+                self.keep(caller, method, own.is_ok(), parameters).await?;
+                match own {
                     Err(error) if error.code == ErrorCode::NotFound => return Ok(false),
                     other => other?,
                 };
@@ -259,13 +307,20 @@ impl Desk {
         caller: &Caller,
     ) -> Result<Vec<api::FinishedFlow>, RpcError> {
         let work = || self.node.finished_flows_with_client_ids();
-        self.ask(caller, Method::FinishedFlowsWithClientIds, work)
-            .await
+        self.ask(
+            caller,
+            Method::FinishedFlowsWithClientIds,
+            String::new,
+            work,
+        )
+        .await
     }
 
     pub(super) async fn flows(&self, caller: &Caller) -> Result<Vec<api::FlowStatus>, RpcError> {
-        self.ask(caller, Method::StateMachinesSnapshot, || self.node.flows())
-            .await
+        self.ask(caller, Method::StateMachinesSnapshot, String::new, || {
+            self.node.flows()
+        })
+        .await
     }
 
     pub(super) async fn flow_updates(
@@ -276,7 +331,8 @@ impl Desk {
     ) -> Result<api::FlowUpdates, RpcError> {
         let method = Method::StateMachinesFeed;
         self.audited(caller, method, None, async {
-            let _place = self.waiting(caller, method)?;
+            let parameters = || format!("after: {after}");
+            let _place = self.waiting(caller, method, parameters).await?;
             self.more_flows(after, wait).await
         })
         .await
@@ -326,6 +382,9 @@ impl Desk {
         F: Future<Output = Result<bool, RpcError>>,
     {
         self.audited(caller, method, Some(flow.as_str()), async {
+            let allowed = caller.may_invoke(method);
+            self.keep(caller, method, allowed, || format!("flowId: {flow}"))
+                .await?;
             caller.require(method)?;
             self.ready()?;
             let _permit = self.room(&self.calls)?;
@@ -345,23 +404,27 @@ impl Desk {
             api::FlowControl::RetryAllPaused => Method::RetryAllPausedFlows,
             api::FlowControl::RetryAllPausedHospitalized => Method::RetryAllPausedHospitalizedFlows,
         };
-        self.ask(caller, method, || self.node.control_flows(action))
-            .await
+        self.ask(caller, method, String::new, || {
+            self.node.control_flows(action)
+        })
+        .await
     }
 
     pub(super) async fn hospital(
         &self,
         caller: &Caller,
     ) -> Result<Vec<api::HospitalRecord>, RpcError> {
-        self.ask(caller, Method::HospitalSnapshot, || self.node.hospital())
-            .await
+        self.ask(caller, Method::HospitalSnapshot, String::new, || {
+            self.node.hospital()
+        })
+        .await
     }
 
     pub(super) async fn dump_checkpoints(
         &self,
         caller: &Caller,
     ) -> Result<Vec<api::Checkpoint>, RpcError> {
-        self.ask(caller, Method::DumpCheckpoints, || {
+        self.ask(caller, Method::DumpCheckpoints, String::new, || {
             self.node.dump_checkpoints()
         })
         .await
@@ -371,7 +434,7 @@ impl Desk {
         &self,
         caller: &Caller,
     ) -> Result<Vec<api::RegisteredFlow>, RpcError> {
-        self.ask(caller, Method::RegisteredFlows, || {
+        self.ask(caller, Method::RegisteredFlows, String::new, || {
             self.node.registered_flows()
         })
         .await
@@ -382,12 +445,23 @@ impl Desk {
         caller: &Caller,
         query: VaultQuery,
     ) -> Result<api::VaultPage, RpcError> {
+        let criteria = if self.node.records_calls() {
+            serde_json::to_string(&query.criteria).unwrap_or_default()
+        } else {
+            String::new()
+        };
         let work = || async {
             let checked = query.validate();
             checked.map_err(|error| RpcError::invalid(error.to_string()))?;
             self.node.vault_query(query).await
         };
-        self.ask(caller, Method::VaultQuery, work).await
+        self.ask(
+            caller,
+            Method::VaultQuery,
+            || format!("criteria: {criteria}"),
+            work,
+        )
+        .await
     }
 
     /// Updates for a poll: up to `limit`, waiting up to `wait`.
@@ -400,7 +474,8 @@ impl Desk {
     ) -> Result<api::VaultUpdates, RpcError> {
         let method = Method::VaultTrack;
         self.audited(caller, method, None, async {
-            let _place = self.waiting(caller, method)?;
+            let parameters = || cursor_parameter(after);
+            let _place = self.waiting(caller, method, parameters).await?;
             let after = match after {
                 Some(cursor) => cursor,
                 None => in_time(MAX_CALL_TIME, self.node.vault_cursor()).await?,
@@ -422,7 +497,8 @@ impl Desk {
     ) -> Result<(Cursor, OwnedSemaphorePermit), RpcError> {
         let method = Method::VaultTrack;
         self.audited(caller, method, None, async {
-            let place = self.waiting(caller, method)?;
+            let parameters = || cursor_parameter(after);
+            let place = self.waiting(caller, method, parameters).await?;
             let latest = in_time(MAX_CALL_TIME, self.node.vault_cursor()).await?;
             match after {
                 Some(cursor) if cursor > latest => Err(RpcError::new(
@@ -449,11 +525,12 @@ impl Desk {
     }
 
     /// The beginning of a stream of flows.
-    pub(super) fn begin_watch_flows(
+    pub(super) async fn begin_watch_flows(
         &self,
         caller: &Caller,
     ) -> Result<OwnedSemaphorePermit, RpcError> {
-        let place = self.waiting(caller, Method::StateMachinesFeed);
+        let method = Method::StateMachinesFeed;
+        let place = self.waiting(caller, method, String::new).await;
         record(caller, Method::StateMachinesFeed.name(), None, &place);
         place
     }
@@ -469,7 +546,14 @@ impl Desk {
         in_time(wait + MAX_CALL_TIME, self.node.flow_updates(after, wait)).await
     }
 
-    fn waiting(&self, caller: &Caller, method: Method) -> Result<OwnedSemaphorePermit, RpcError> {
+    async fn waiting(
+        &self,
+        caller: &Caller,
+        method: Method,
+        parameters: impl FnOnce() -> String,
+    ) -> Result<OwnedSemaphorePermit, RpcError> {
+        let allowed = caller.may_invoke(method);
+        self.keep(caller, method, allowed, parameters).await?;
         caller.require(method)?;
         self.ready()?;
         self.room(&self.waits)
@@ -480,17 +564,27 @@ impl Desk {
         caller: &Caller,
         id: TxId,
     ) -> Result<api::Transaction, RpcError> {
-        self.ask(caller, Method::Transaction, || self.node.transaction(id))
-            .await
+        self.ask(
+            caller,
+            Method::Transaction,
+            || format!("id: {id}"),
+            || self.node.transaction(id),
+        )
+        .await
     }
 
     /// Refuses before the first byte of an attachment is read.
-    pub(super) fn admit_upload(&self, caller: &Caller) -> Result<(), RpcError> {
-        let admitted = caller
-            .require(Method::UploadAttachment)
-            .and_then(|()| self.ready());
+    pub(super) async fn admit_upload(&self, caller: &Caller) -> Result<(), RpcError> {
+        let method = Method::UploadAttachment;
+        let mut admitted = caller.require(method);
         if admitted.is_err() {
-            record(caller, Method::UploadAttachment.name(), None, &admitted);
+            // One that is admitted is recorded when it is all there.
+            let kept = self.keep(caller, method, false, String::new).await;
+            admitted = kept.and(admitted);
+        }
+        let admitted = admitted.and_then(|()| self.ready());
+        if admitted.is_err() {
+            record(caller, method.name(), None, &admitted);
         }
         admitted
     }
@@ -500,12 +594,19 @@ impl Desk {
         caller: &Caller,
         bytes: Vec<u8>,
     ) -> Result<AttachmentId, RpcError> {
-        let checked = attachment_size(bytes.len());
+        let size = bytes.len();
+        let checked = attachment_size(size);
         let work = || async {
             checked?;
             self.node.upload_attachment(bytes).await
         };
-        self.ask(caller, Method::UploadAttachment, work).await
+        self.ask(
+            caller,
+            Method::UploadAttachment,
+            || format!("bytes: {size}"),
+            work,
+        )
+        .await
     }
 
     pub(super) async fn attachment_exists(
@@ -514,7 +615,13 @@ impl Desk {
         id: AttachmentId,
     ) -> Result<bool, RpcError> {
         let work = || self.node.attachment_exists(id);
-        self.ask(caller, Method::AttachmentExists, work).await
+        self.ask(
+            caller,
+            Method::AttachmentExists,
+            || format!("id: {id}"),
+            work,
+        )
+        .await
     }
 
     pub(super) async fn open_attachment(
@@ -523,12 +630,15 @@ impl Desk {
         id: AttachmentId,
     ) -> Result<Vec<u8>, RpcError> {
         let work = || self.node.open_attachment(id);
-        self.ask(caller, Method::OpenAttachment, work).await
+        self.ask(caller, Method::OpenAttachment, || format!("id: {id}"), work)
+            .await
     }
 
     pub(super) async fn node_info(&self, caller: &Caller) -> Result<api::NodeInfo, RpcError> {
-        self.ask(caller, Method::NodeInfo, || self.node.node_info())
-            .await
+        self.ask(caller, Method::NodeInfo, String::new, || {
+            self.node.node_info()
+        })
+        .await
     }
 
     pub(super) async fn network_map_snapshot(
@@ -536,12 +646,14 @@ impl Desk {
         caller: &Caller,
     ) -> Result<Vec<api::NodeInfo>, RpcError> {
         let work = || self.node.network_map_snapshot();
-        self.ask(caller, Method::NetworkMapSnapshot, work).await
+        self.ask(caller, Method::NetworkMapSnapshot, String::new, work)
+            .await
     }
 
     pub(super) async fn notary_identities(&self, caller: &Caller) -> Result<Vec<Party>, RpcError> {
         let work = || self.node.notary_identities();
-        self.ask(caller, Method::NotaryIdentities, work).await
+        self.ask(caller, Method::NotaryIdentities, String::new, work)
+            .await
     }
 
     pub(super) async fn party_from_name(
@@ -549,20 +661,29 @@ impl Desk {
         caller: &Caller,
         name: X500Name,
     ) -> Result<Option<Party>, RpcError> {
+        let asked = name.clone();
         let work = || self.node.party_from_name(name);
-        self.ask(caller, Method::WellKnownPartyFromX500Name, work)
-            .await
+        self.ask(
+            caller,
+            Method::WellKnownPartyFromX500Name,
+            || format!("name: {asked}"),
+            work,
+        )
+        .await
     }
 
     pub(super) async fn current_node_time(&self, caller: &Caller) -> Result<Timestamp, RpcError> {
         let work = || self.node.current_node_time();
-        self.ask(caller, Method::CurrentNodeTime, work).await
+        self.ask(caller, Method::CurrentNodeTime, String::new, work)
+            .await
     }
 
     /// Answered also where the instance does not serve: that is when it is needed.
     pub(super) async fn diagnostics(&self, caller: &Caller) -> Result<api::Diagnostics, RpcError> {
         let method = Method::NodeDiagnosticInfo;
         self.audited(caller, method, None, async {
+            let allowed = caller.may_invoke(method);
+            self.keep(caller, method, allowed, String::new).await?;
             caller.require(method)?;
             in_time(MAX_CALL_TIME, self.node.diagnostics()).await
         })
@@ -575,14 +696,24 @@ impl Desk {
         enabled: bool,
     ) -> Result<(), RpcError> {
         let work = || self.node.set_flows_draining_mode(enabled);
-        self.ask(caller, Method::SetFlowsDrainingModeEnabled, work)
-            .await
+        self.ask(
+            caller,
+            Method::SetFlowsDrainingModeEnabled,
+            || format!("enabled: {enabled}"),
+            work,
+        )
+        .await
     }
 
     pub(super) async fn is_flows_draining_mode(&self, caller: &Caller) -> Result<bool, RpcError> {
         let work = || self.node.is_flows_draining_mode();
-        self.ask(caller, Method::IsFlowsDrainingModeEnabled, work)
-            .await
+        self.ask(
+            caller,
+            Method::IsFlowsDrainingModeEnabled,
+            String::new,
+            work,
+        )
+        .await
     }
 
     pub(super) async fn graceful_shutdown(
@@ -591,7 +722,13 @@ impl Desk {
         drain: bool,
     ) -> Result<(), RpcError> {
         let work = || self.node.graceful_shutdown(drain);
-        self.ask(caller, Method::Terminate, work).await
+        self.ask(
+            caller,
+            Method::Terminate,
+            || format!("drainPendingFlows: {drain}"),
+            work,
+        )
+        .await
     }
 }
 
@@ -611,6 +748,10 @@ fn record<T>(
     let user = loggable(&caller.user);
     let about = about.unwrap_or_default();
     tracing::info!(target: AUDIT, %user, origin = %caller.origin, method, about, outcome, "RPC");
+}
+
+fn cursor_parameter(after: Option<Cursor>) -> String {
+    after.map_or_else(String::new, |cursor| format!("after: {}", cursor.0))
 }
 
 /// What a caller wrote, fit for a log line.

@@ -93,7 +93,7 @@ pub(super) struct FlowFeed {
 
 impl FlowFeed {
     /// A feed of what comes after a cursor; 0 begins with all flows.
-    pub(super) fn open(
+    pub(super) async fn open(
         desk: &Arc<Desk>,
         caller: &Caller,
         after: u64,
@@ -104,7 +104,7 @@ impl FlowFeed {
             shutdown,
             cursor: after,
             ended: false,
-            _place: desk.begin_watch_flows(caller)?,
+            _place: desk.begin_watch_flows(caller).await?,
         })
     }
 

@@ -15,6 +15,7 @@ use quorate_runtime::{Shutdown, Tasks};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::GRPC_INTERFACE;
 use super::access::{self, Caller};
 use super::desk::{self, Desk};
 use super::feed::{FlowFeed, VaultFeed};
@@ -139,6 +140,7 @@ impl Edge {
             .identify(
                 connection,
                 authorization.map(|value| value.as_bytes()),
+                GRPC_INTERFACE,
                 what,
             )
             .map_err(|error| error.to_status())
@@ -217,7 +219,7 @@ impl NodeRpc for Edge {
     async fn watch_flows(&self, request: Request<proto::Empty>) -> Reply<Self::WatchFlowsStream> {
         let caller = self.caller(&request, "stateMachinesFeed")?;
         let feed = FlowFeed::open(&self.desk, &caller, 0, self.shutdown.clone());
-        let feed = feed.map_err(|error| error.to_status())?;
+        let feed = feed.await.map_err(|error| error.to_status())?;
         let updates = feed.into_stream().map(|update| match update {
             Ok(update) => Ok(proto::FlowUpdates::from(update)),
             Err(error) => Err(error.to_status()),
@@ -322,6 +324,7 @@ impl NodeRpc for Edge {
         let caller = self.caller(&request, "uploadAttachment")?;
         self.desk
             .admit_upload(&caller)
+            .await
             .map_err(|error| error.to_status())?;
         let mut chunks = request.into_inner();
         let mut bytes = Vec::new();

@@ -45,6 +45,18 @@ pub trait NodeOperations: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Whether calls are to be [recorded](Self::record_call).
+    fn records_calls(&self) -> bool {
+        false
+    }
+
+    /// Records a call durably, before it is done; also one that is about to be refused because the
+    /// user lacks the permission. If it fails, the call is not done, and this is its answer.
+    fn record_call(&self, call: Call) -> Answer<'_, ()> {
+        drop(call);
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Starts a flow, durably, before it answers. Under a client id that is known already, it
     /// answers with the flow that has it, running or ended.
     ///
@@ -153,6 +165,27 @@ pub trait NodeOperations: Send + Sync + 'static {
     /// accepted; the node stops later.
     fn graceful_shutdown(&self, drain: bool) -> Answer<'_, ()>;
 }
+
+/// A call, as it is recorded. It holds no flow's arguments, and nothing else that may be secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// Who calls.
+    pub user: Arc<str>,
+    /// By which interface: [`GRPC_INTERFACE`] or [`WEB_INTERFACE`].
+    pub interface: &'static str,
+    /// The operation.
+    pub action: &'static str,
+    /// Its parameters, as the shell writes them; of a flow only class and client id.
+    pub parameters: String,
+    /// Whether the user has the permission.
+    pub allowed: bool,
+}
+
+/// The interface of calls by gRPC: its service.
+pub const GRPC_INTERFACE: &str = "quorate.rpc.v1.NodeRpc";
+
+/// The interface of calls as JSON over HTTP.
+pub const WEB_INTERFACE: &str = "JSON over HTTP";
 
 /// What both edges need to know.
 pub struct RpcOptions {

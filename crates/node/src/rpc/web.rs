@@ -30,6 +30,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use super::WEB_INTERFACE;
 use super::access::{self, Caller};
 use super::desk::{self, Desk};
 use super::feed::{FlowFeed, VaultFeed};
@@ -210,7 +211,10 @@ impl FromRequestParts<Web> for Who {
             .ok_or_else(|| RpcError::internal("the connection has no address"))?;
         let authorization = parts.headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
         let path = parts.uri.path();
-        Ok(Self(web.desk.identify(connection, authorization, path)?))
+        let caller = web
+            .desk
+            .identify(connection, authorization, WEB_INTERFACE, path)?;
+        Ok(Self(caller))
     }
 }
 
@@ -575,7 +579,7 @@ async fn flow_updates(
 ) -> Result<Response, Refusal> {
     if wants_events(&headers) {
         let after = last_event(&headers)?.unwrap_or(poll.cursor);
-        let feed = FlowFeed::open(&web.desk, &caller, after, web.shutdown.clone())?;
+        let feed = FlowFeed::open(&web.desk, &caller, after, web.shutdown.clone()).await?;
         return Ok(events(feed.into_stream(), |update| update.cursor));
     }
     let wait = Duration::from_millis(poll.wait_millis);
@@ -598,7 +602,7 @@ async fn upload_attachment(
     Who(caller): Who,
     request: Request,
 ) -> Result<(StatusCode, Json<serde_json::Value>), Refusal> {
-    web.desk.admit_upload(&caller)?;
+    web.desk.admit_upload(&caller).await?;
     let bytes = body(request.into_body(), api::MAX_ATTACHMENT_BYTES).await?;
     let id = web.desk.upload_attachment(&caller, bytes.into()).await?;
     Ok((StatusCode::CREATED, Json(json!({ "id": id }))))

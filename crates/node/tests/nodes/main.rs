@@ -7,6 +7,7 @@
 )]
 
 mod app;
+mod audit;
 mod leases;
 mod lifecycle;
 mod notaries;

@@ -82,7 +82,7 @@ pub(crate) struct World {
     folder: tempfile::TempDir,
     /// What happens outside of the ledger, by node.
     outside: BTreeMap<&'static str, Arc<Outside>>,
-    _postgres: Option<Arc<Postgres>>,
+    postgres: Option<Arc<Postgres>>,
 }
 
 /// Ports that are free now. They are below those that the system gives to outgoing connections, so that none of these
@@ -102,7 +102,20 @@ fn free_ports(count: usize) -> Vec<u16> {
     ports
 }
 
+fn database_name(organisation: &str) -> String {
+    let organisation = organisation.to_ascii_lowercase();
+    format!("nodes_{}_{organisation}", std::process::id())
+}
+
 impl World {
+    /// Does what only a person at the prompt of a node's PostgreSQL database can do.
+    pub(crate) async fn sql(&self, organisation: &str, sql: &str) {
+        let server = self.postgres.clone().expect("the node is on PostgreSQL");
+        let (database, sql) = (database_name(organisation), sql.to_owned());
+        let run = tokio::task::spawn_blocking(move || server.psql(&database, &sql));
+        run.await.unwrap().unwrap();
+    }
+
     pub(crate) async fn new(plans: Vec<Plan>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let postgres = if plans.iter().any(|plan| plan.postgres) {
@@ -134,11 +147,7 @@ database {{ runMigration = true }}
                 ports[2],
             );
             if let Some(server) = postgres.as_ref().filter(|_| plan.postgres) {
-                let database = format!(
-                    "nodes_{}_{}",
-                    std::process::id(),
-                    organisation.to_ascii_lowercase()
-                );
+                let database = database_name(organisation);
                 let (server, made) = (Arc::clone(server), database.clone());
                 let made = tokio::task::spawn_blocking(move || server.create_database(&made));
                 made.await.unwrap().unwrap();
@@ -167,7 +176,7 @@ database {{ runMigration = true }}
         Self {
             folder,
             outside,
-            _postgres: postgres,
+            postgres,
         }
     }
 
