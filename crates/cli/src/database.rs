@@ -1,24 +1,28 @@
-//! `quorate database`: the schema of a node's database, looked at and brought up to date.
+//! `quorate database`: the schema of a node's database, looked at and brought up to date; and the
+//! audit of RPC that is in it, read out.
 //!
-//! The node must not run meanwhile: on PostgreSQL a migration waits for nobody, on SQLite it is
-//! refused.
+//! For a migration the node must not run: on PostgreSQL it waits for nobody, on SQLite it is
+//! refused. Reading the audit disturbs nobody.
 
 use std::fs;
+use std::io::{self, BufWriter, ErrorKind, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
+use quorate_ledger::Timestamp;
 use quorate_ledger::schema::MappedSchema;
 use quorate_node::config::NodeConfiguration;
 use quorate_runtime::Secret;
 use quorate_runtime::config::OnUnknownKeys;
 use quorate_storage::migrate::{self, Migration, MigrationState};
-use quorate_storage::{Engine, Store};
+use quorate_storage::{Engine, RpcAuditFilter, RpcAuditRecord, Store};
+use serde_json::json;
 
 use crate::node::Place;
 
-/// Look at and migrate a node's database
+/// Look at and migrate a node's database, and read the audit of RPC
 #[derive(Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
@@ -43,6 +47,8 @@ enum Command {
     ExecuteMigration,
     /// End a migration that hangs
     ReleaseLock,
+    /// Read out what users asked for by RPC, if auditService.eventsToRecord is RPC or ALL
+    RpcAudit(Selection),
     /// Print the SQL of everything that an application keeps, whatever the database has
     #[command(name = "create-migration-sql-for-cordapp")]
     CreateMigrationSql {
@@ -54,6 +60,26 @@ enum Command {
     },
 }
 
+/// Which calls.
+#[derive(Args)]
+struct Selection {
+    /// Recorded at this time or later: 2026-01-31T09:30:00Z
+    #[arg(long, value_name = "TIME")]
+    from: Option<Timestamp>,
+    /// Recorded before this time
+    #[arg(long, value_name = "TIME")]
+    until: Option<Timestamp>,
+    /// Of this user
+    #[arg(long)]
+    user: Option<String>,
+    /// Of this operation, as startFlow
+    #[arg(long)]
+    action: Option<String>,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum EngineName {
     Postgres,
@@ -62,6 +88,9 @@ enum EngineName {
 
 /// The exit code for a schema that is not current.
 const NOT_CURRENT: u8 = 2;
+
+/// Calls that are read at a time.
+const AUDIT_PAGE: u32 = 1_000;
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     match &arguments.command {
@@ -152,8 +181,83 @@ async fn with_store(command: &Command, store: &Store) -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Command::RpcAudit(selection) => {
+            migrate::check_current(store).await?;
+            read_rpc_audit(selection, store).await?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::CreateMigrationSql { .. } => bail!("this needs no database"),
     }
+}
+
+/// Prints the calls, oldest first, page by page: there may be millions.
+async fn read_rpc_audit(selection: &Selection, store: &Store) -> Result<()> {
+    let filter = RpcAuditFilter {
+        from: selection.from,
+        until: selection.until,
+        username: selection.user.clone(),
+        action: selection.action.clone(),
+    };
+    let mut out = BufWriter::new(io::stdout());
+    let mut after = None;
+    loop {
+        let page = store.rpc_audit(&filter, after, AUDIT_PAGE).await?;
+        for record in &page {
+            let line = if selection.json {
+                audit_json(record).to_string()
+            } else {
+                audit_line(record)
+            };
+            match writeln!(out, "{line}") {
+                // Whoever reads has seen enough.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+                other => other?,
+            }
+        }
+        match page.last() {
+            Some(last) if page.len() == AUDIT_PAGE as usize => {
+                after = Some((last.recorded_at, last.id));
+            }
+            _ => break,
+        }
+    }
+    match out.flush() {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Under Corda's names.
+fn audit_json(record: &RpcAuditRecord) -> serde_json::Value {
+    json!({
+        "invocationtime": record.recorded_at,
+        "invocationid": call_id(record),
+        "username": record.username,
+        "interface": record.interface,
+        "action": record.action,
+        "parameters": record.parameters,
+        "allowed": record.allowed,
+    })
+}
+
+fn audit_line(record: &RpcAuditRecord) -> String {
+    let RpcAuditRecord {
+        recorded_at,
+        username,
+        interface,
+        action,
+        parameters,
+        allowed,
+        ..
+    } = record;
+    let allowed = if *allowed { "allowed" } else { "REFUSED" };
+    let id = call_id(record);
+    format!("{recorded_at}  {id}  {allowed}  {username}  {interface}  {action}({parameters})")
+}
+
+fn call_id(record: &RpcAuditRecord) -> String {
+    let id = u128::from_be_bytes(record.id);
+    format!("{id:032x}")
 }
 
 fn configuration(arguments: &Arguments) -> Result<NodeConfiguration> {
