@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::consenter::StartError;
 use self::desk::{Desk, Request};
-pub use self::incarnation::IncarnationError;
+pub use self::incarnation::{IncarnationError, Incarnations};
 pub use self::trust::Trust;
 use crate::admin::{ChannelInfo, ChannelStatus, ConsensusRelation, JoinError, RemoveError};
 use crate::broadcast::Checker;
@@ -56,6 +56,8 @@ pub struct Premises {
     pub log: Log,
     /// What was found in it, until a channel claims it.
     pub recovered: Mutex<BTreeMap<GroupId, Recovered>>,
+    /// Which groups the log must have.
+    pub incarnations: Incarnations,
     /// `Consensus.WALDir`.
     pub wal: PathBuf,
     /// `Consensus.SnapDir`.
@@ -151,6 +153,9 @@ pub enum RegistrarError {
     /// The ledgers.
     #[error("the ledgers cannot be read")]
     Store(#[from] StoreError),
+    /// What is kept about their Raft groups.
+    #[error("the names of the channels' Raft groups cannot be read")]
+    Incarnation(#[from] IncarnationError),
     /// A part of us panicked.
     #[error(transparent)]
     Panicked(#[from] quorate_runtime::tasks::TaskFailure),

@@ -40,7 +40,7 @@ use crate::listener::{ListenError, Listener, ListenerOptions};
 use crate::metrics::{self, OrdererMetrics};
 use crate::operations::Operations;
 use crate::options::{self, BootstrapMethod, MetricsProvider, Options, OptionsError, Tls};
-use crate::registrar::{Premises, Registrar, RegistrarError, Trust};
+use crate::registrar::{Incarnations, Premises, Registrar, RegistrarError, Trust};
 use crate::replication::{PullerContext, PullerOptions};
 use crate::store::{Ledgers, StoreError};
 use crate::{admin, statsd};
@@ -235,7 +235,7 @@ impl Orderer {
         };
 
         // What is durable.
-        let (ledgers, log, recovered) = {
+        let (ledgers, incarnations, log, recovered) = {
             let (options, metrics) = (options.clone(), metrics.ledger.clone());
             blocking("opening ledgers and log", move || {
                 open_disk(&options, &metrics)
@@ -267,6 +267,7 @@ impl Orderer {
                 ledgers,
                 log,
                 recovered: Mutex::new(recovered),
+                incarnations,
                 wal: options.consensus.wal_dir.clone(),
                 snapshots: options.consensus.snap_dir.clone(),
                 transport: transport.clone(),
@@ -419,6 +420,7 @@ fn report(registrar: &Registrar) -> ReadyReport {
 
 type Disk = (
     Ledgers,
+    Incarnations,
     Log,
     BTreeMap<quorate_consensus::GroupId, quorate_consensus::Recovered>,
 );
@@ -438,6 +440,7 @@ fn open_disk(options: &Options, metrics: &metrics::Ledger) -> Result<Disk, Order
         })?;
     }
     let ledgers = Ledgers::open_measured(&options.file_ledger.location, metrics)?;
+    let incarnations = Incarnations::open(&options.file_ledger.location)?;
     let folder = wal.join(LOG_FOLDER);
     let disk = Folder::open(&folder).map_err(|source| OrdererError::Folder {
         key: "Consensus.WALDir",
@@ -449,7 +452,7 @@ fn open_disk(options: &Options, metrics: &metrics::Ledger) -> Result<Disk, Order
         .into_iter()
         .map(|group| (group.group(), group))
         .collect();
-    Ok((ledgers, log, recovered))
+    Ok((ledgers, incarnations, log, recovered))
 }
 
 /// Nobody believes blocks that an expired orderer signs.

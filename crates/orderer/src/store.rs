@@ -27,3 +27,4 @@ pub use block::{BlockFormatError, StoredBlock};
 pub use chain::{BlockStore, MAX_RECENT_BLOCKS, MAX_RECENT_BYTES};
 pub use error::StoreError;
 pub use ledgers::Ledgers;
+pub(crate) use marks::Marks;

@@ -52,6 +52,9 @@ const MAX_TICKS_AT_ONCE: u32 = 1;
 /// How often a suspicion of having been removed is repeated.
 const SUSPICION_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How often a lost consensus log is reported while it is not given back.
+const LOSS_REPORT_INTERVAL: Duration = Duration::from_secs(60);
+
 /// What time it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
@@ -273,6 +276,8 @@ pub struct Channel {
     next_tick: Duration,
     /// Ticks until this member stands for election, while it is the one picked at the birth of the group.
     campaign_in: Option<u32>,
+    /// When a lost log may be spoken of again: each heartbeat tells of it.
+    next_loss_report: Duration,
     leaderless_since: Option<Duration>,
     next_suspicion: Duration,
     eviction_suspicion: Duration,
@@ -319,6 +324,7 @@ impl Channel {
             tick,
             next_tick: now.monotonic + tick,
             campaign_in: picked.then_some(options.heartbeat_tick.saturating_mul(2).max(1)),
+            next_loss_report: Duration::ZERO,
             leaderless_since: Some(now.monotonic),
             next_suspicion: now.monotonic + setup.eviction_suspicion,
             eviction_suspicion: setup.eviction_suspicion,
@@ -523,7 +529,11 @@ impl Channel {
         match self.group.step(message) {
             Ok(()) => {}
             Err(lost @ GroupError::LogLost { .. }) => {
-                error!(target: LOG, channel = %self.name, node = self.raft_id, "{lost}");
+                if self.now.monotonic >= self.next_loss_report {
+                    self.next_loss_report = self.now.monotonic + LOSS_REPORT_INTERVAL;
+                    error!(target: LOG, channel = %self.name, node = self.raft_id,
+                        "The consensus log of channel {} in Consensus.WALDir is not what it was: {lost}", self.name);
+                }
             }
             Err(error) => debug!(target: LOG, channel = %self.name, node = self.raft_id,
                 "A consensus message from {from} was not taken: {error}"),

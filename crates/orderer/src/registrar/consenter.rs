@@ -173,16 +173,17 @@ impl Chain {
             transport: premises.transport.clone(),
         });
         let replication = Arc::new(ChannelReplication {
-            channel: name,
+            channel: name.clone(),
             store: self.store.clone(),
             premises: premises.clone(),
         });
-        let marking = tasks.clone();
+        let (marking, marked) = (tasks.clone(), (premises.clone(), name));
         let begun = move || {
             if !incarnation.has_begun() {
+                let (premises, channel) = marked;
                 marking.spawn("mark of a Raft group's beginning", async move {
                     let marked = blocking("mark of a Raft group's beginning", move || {
-                        incarnation.begun()
+                        premises.incarnations.begun(&channel, incarnation)
                     });
                     marked.await.unwrap_or(Ok(()))
                 });
@@ -216,9 +217,9 @@ impl Chain {
         raft_index: u64,
         premises: &Premises,
     ) -> Result<(Incarnation, Group, bool), StartError> {
-        let incarnation = match Incarnation::read(&premises.wal, name)? {
+        let incarnation = match premises.incarnations.read(name)? {
             Some(kept) => kept,
-            None => Incarnation::draw(&premises.wal, name, &premises.entropy)?,
+            None => premises.incarnations.draw(name, &premises.entropy)?,
         };
         let id = incarnation.group();
         let entries: Arc<dyn Entries> = Arc::new(premises.log.clone());
@@ -228,9 +229,12 @@ impl Chain {
                 false,
             )
         } else if incarnation.has_begun() {
-            tracing::warn!(target: LOG, channel = name,
-                "The consensus log of this channel is lost: this orderer takes no part in elections until a leader has \
-                 given back what it may have confirmed");
+            tracing::error!(target: LOG, channel = name,
+                "The consensus log of channel {name} in Consensus.WALDir ({}) is lost: this orderer takes no part in \
+                 elections until a leader has given back what it may have confirmed. Restore the log if it was only moved \
+                 away; otherwise nothing has to be done while more than half of the other consenters run. Should no leader \
+                 be elected, remove this orderer from the channel's consenters and add it anew",
+                premises.wal.display());
             (Group::forgotten(id, options, entries)?, false)
         } else if self.store.height() == 1 {
             (Group::create(id, options, members, entries)?, true)

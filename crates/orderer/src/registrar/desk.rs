@@ -1,6 +1,6 @@
 //! The one who knows what this orderer is to its channels, and changes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use super::consenter::{Chain, StartError};
-use super::incarnation::{self, Incarnation};
+use super::incarnation::IncarnationError;
 use super::join::JoinBlock;
 use super::{Consenter, LOG, Part, Premises, RegistrarError, Table, describe};
 use crate::admin::{ChannelInfo, ChannelStatus, ConsensusRelation, JoinError, RemoveError};
@@ -86,9 +86,8 @@ impl Desk {
             Ok::<_, StoreError>((channels, premises.ledgers.join_blocks()?))
         })
         .await??;
-        let names: std::collections::BTreeSet<String> =
-            channels.into_iter().chain(joins.keys().cloned()).collect();
-        for name in names {
+        let names: BTreeSet<String> = channels.into_iter().chain(joins.keys().cloned()).collect();
+        for name in names.clone() {
             let life = self.life();
             let tasks = self.tasks.child(&format!("channel {name}"));
             let part = match self.reopen(&name, joins.get(&name), life, &tasks).await {
@@ -104,6 +103,7 @@ impl Desk {
             };
             self.entries.insert(name, Entry { part, life, tasks });
         }
+        self.forget_strangers(names).await?;
         // Groups of channels that were left when the process died in the midst of it.
         let orphans: Vec<_> = std::mem::take(&mut *self.premises.unclaimed())
             .into_keys()
@@ -113,6 +113,22 @@ impl Desk {
         }
         self.publish();
         info!(target: LOG, "Registrar initialized with {} channel(s)", self.entries.len());
+        Ok(())
+    }
+
+    /// Forgets the names of groups whose channels were left when the process died in the midst of it: should such a
+    /// channel be joined again, a name without a group would look like a lost log.
+    async fn forget_strangers(&self, known: BTreeSet<String>) -> Result<(), RegistrarError> {
+        let premises = self.premises.clone();
+        blocking("removal of names of Raft groups", move || {
+            for channel in premises.incarnations.channels()? {
+                if !known.contains(&channel) {
+                    premises.incarnations.forget(&channel)?;
+                }
+            }
+            Ok::<_, IncarnationError>(())
+        })
+        .await??;
         Ok(())
     }
 
@@ -578,18 +594,25 @@ fn erase(premises: &Premises, channel: &str) -> Result<(), String> {
 
 /// Forgets what a channel's Raft group has promised: it will never speak for that group again.
 fn forget_group(premises: &Premises, channel: &str) -> Result<(), String> {
-    let kept = Incarnation::read(&premises.wal, channel);
-    incarnation::forget(&premises.wal, channel).map_err(|error| chain(&error))?;
+    let incarnations = &premises.incarnations;
+    let kept = incarnations.read(channel);
+    incarnations
+        .forget(channel)
+        .map_err(|error| chain(&error))?;
     if let Ok(Some(kept)) = kept {
         premises.log.remove(kept.group(), Box::new(|_| ()));
     }
-    let snapshots = premises.snapshots.join(channel);
-    match std::fs::remove_dir_all(&snapshots) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(format!("cannot remove {}: {error}", snapshots.display()))
+    // In the first there is only what Fabric's orderer left there.
+    for folder in [&premises.wal, &premises.snapshots] {
+        let folder = folder.join(channel);
+        match std::fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(format!("cannot remove {}: {error}", folder.display()));
+            }
+            _ => {}
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 /// Whether a blocking piece of work was done.

@@ -5,6 +5,7 @@
 //!                            /index.quorate         ours, made again when missing
 //!           /pendingops/join/<channel>.join         the block with which a channel is being joined
 //!           /pendingops/remove/<channel>.remove     a removal that has begun
+//!           /incarnation/<channel>.incarnation      the registrar's: the name of the channel's Raft group
 //!           /lock                                   held by the process that uses the folder
 //! ```
 //!

@@ -1,6 +1,7 @@
-//! Small files that outlive a crash: what was begun with a channel and is not finished yet.
+//! Small files that outlive a crash, one for a channel: what was begun with it and is not finished yet, and what has to be
+//! remembered of it apart from its chain.
 //!
-//! `pendingops/<kind>/<channel>.<kind>`, as Fabric has them. A file appears whole or not at all; one that was being
+//! `<folder>/<kind>/<channel>.<kind>`, as Fabric has them in `pendingops`. A file appears whole or not at all; one that was being
 //! written carries a tilde at its end and is swept away at the next start.
 
 use std::fs::{self, OpenOptions};
@@ -16,13 +17,13 @@ use super::files::sync_folder;
 const FILE_MODE: u32 = 0o600;
 
 /// The files of one kind.
-pub(super) struct Marks {
+pub(crate) struct Marks {
     folder: PathBuf,
     kind: &'static str,
 }
 
 impl Marks {
-    pub(super) fn open(parent: &Path, kind: &'static str) -> Result<Self, StoreError> {
+    pub(crate) fn open(parent: &Path, kind: &'static str) -> Result<Self, StoreError> {
         let folder = parent.join(kind);
         fs::create_dir_all(&folder).map_err(|error| StoreError::io("create", &folder, error))?;
         sync_folder(parent)?;
@@ -36,7 +37,7 @@ impl Marks {
     }
 
     /// Writes the file, replacing an older one. Durable when this returns.
-    pub(super) fn save(&self, channel: &str, content: &[u8]) -> Result<(), StoreError> {
+    pub(crate) fn save(&self, channel: &str, content: &[u8]) -> Result<(), StoreError> {
         let path = self.path(channel);
         let unfinished = self.folder.join(format!("{channel}.{}~", self.kind));
         let write = || -> std::io::Result<()> {
@@ -55,7 +56,7 @@ impl Marks {
     }
 
     /// The file's content; `None` if there is none.
-    pub(super) fn read(&self, channel: &str) -> Result<Option<Bytes>, StoreError> {
+    pub(crate) fn read(&self, channel: &str) -> Result<Option<Bytes>, StoreError> {
         let path = self.path(channel);
         match fs::read(&path) {
             Ok(content) => Ok(Some(content.into())),
@@ -65,7 +66,7 @@ impl Marks {
     }
 
     /// Removes the file, if there is one. Durable when this returns.
-    pub(super) fn remove(&self, channel: &str) -> Result<(), StoreError> {
+    pub(crate) fn remove(&self, channel: &str) -> Result<(), StoreError> {
         let path = self.path(channel);
         match fs::remove_file(&path) {
             Ok(()) => sync_folder(&self.folder),
@@ -75,7 +76,7 @@ impl Marks {
     }
 
     /// The channels that have such a file, in order.
-    pub(super) fn channels(&self) -> Result<Vec<String>, StoreError> {
+    pub(crate) fn channels(&self) -> Result<Vec<String>, StoreError> {
         self.names(&format!(".{}", self.kind))
     }
 
@@ -92,7 +93,8 @@ impl Marks {
         Ok(names)
     }
 
-    fn path(&self, channel: &str) -> PathBuf {
+    /// Where the file of a channel lies.
+    pub(crate) fn path(&self, channel: &str) -> PathBuf {
         self.folder.join(format!("{channel}.{}", self.kind))
     }
 }
