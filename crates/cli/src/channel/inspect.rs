@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use quorate_fabric::block;
 use quorate_fabric::config::ChannelConfig;
+use quorate_fabric::envelope::{EnvelopeParts, RawEnvelope};
 use quorate_fabric::inspect::Document;
 
 /// The largest file that is looked at, in bytes. Orderers' messages have 100 MiB at most.
@@ -98,7 +99,10 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 /// Whether the block is one that the orderers of the configuration block's channel made: the verdict and its reason.
 fn verify(document: &Document, config_block: &Path) -> Result<Result<(), String>> {
     let Document::Block(examined) = document else {
-        bail!("only blocks can be verified, this is a {}", document.kind());
+        bail!(
+            "only blocks can be verified; this file holds: {}",
+            document.kind()
+        );
     };
     let name = || config_block.display().to_string();
     let Document::Block(rule) = open(config_block)? else {
@@ -110,6 +114,26 @@ fn verify(document: &Document, config_block: &Path) -> Result<Result<(), String>
         .policies()
         .get(BLOCK_VALIDATION)
         .with_context(|| format!("{} has no policy {BLOCK_VALIDATION}", name()))?;
+    // Neither hash nor signatures say of which channel a block is; its envelopes do.
+    for encoded in examined.data.iter().flat_map(|data| &data.data) {
+        let parts = RawEnvelope::decode(encoded.clone())
+            .map_err(|error| error.to_string())
+            .and_then(|envelope| {
+                EnvelopeParts::parse(&envelope).map_err(|error| error.to_string())
+            });
+        match parts {
+            Ok(parts) if parts.channel_header.channel_id == config.channel_id() => {}
+            Ok(parts) => {
+                return Ok(Err(format!(
+                    "it is a block of channel {}, {} is one of channel {}",
+                    parts.channel_header.channel_id,
+                    name(),
+                    config.channel_id()
+                )));
+            }
+            Err(error) => return Ok(Err(format!("an envelope in it is damaged: {error}"))),
+        }
+    }
     Ok(block::check_data_hash(examined)
         .and_then(|()| block::verify_signatures(examined, &policy))
         .map_err(|error| quorate_runtime::tasks::chain(&error)))

@@ -14,6 +14,9 @@ use crate::envelope::{EnvelopeParts, RawEnvelope, SignatureHeader};
 use crate::proto::common::HeaderType;
 use crate::proto::{common, etcdraft, msp, orderer};
 
+/// Longer texts are bytes of clients and of cryptography, of which people want to see that they are there.
+const MAX_SHOWN_CHARS: usize = 120;
+
 /// A block as an indented tree.
 #[must_use]
 pub fn block_text(block: &common::Block) -> String {
@@ -295,12 +298,19 @@ fn inline(value: &Value) -> String {
     let Value::String(text) = value else {
         return value.to_string();
     };
-    STANDARD
+    let certificate = STANDARD
         .decode(text)
         .ok()
         .filter(|bytes| bytes.starts_with(b"-----BEGIN "))
-        .and_then(|bytes| certificate(&bytes))
-        .unwrap_or_else(|| text.clone())
+        .and_then(|bytes| certificate(&bytes));
+    match certificate {
+        Some(certificate) => certificate,
+        None if text.len() > MAX_SHOWN_CHARS => {
+            let head: String = text.chars().take(MAX_SHOWN_CHARS / 2).collect();
+            format!("{head}... ({} characters)", text.chars().count())
+        }
+        None => text.clone(),
+    }
 }
 
 /// A policy in the language of configtx.yaml; none if the value is no policy, or one that the language lacks.
