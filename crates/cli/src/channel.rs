@@ -79,8 +79,14 @@ fn write(path: &Path, bytes: &[u8], existing: Existing) -> std::io::Result<()> {
     fs::File::open(folder)?.sync_all()
 }
 
-/// TLS to an orderer: whom to believe, what to show, and how far back to set the clock for judging it.
-fn tls(roots: &Path, own: Option<(&Path, &Path)>, shift: Duration) -> Result<ClientTls> {
+/// TLS to an orderer: whom to believe, what to show, and how far back to set the clock for judging
+/// it, and which protocol to name in the handshake.
+fn tls(
+    roots: &Path,
+    own: Option<(&Path, &Path)>,
+    shift: Duration,
+    protocol: Option<&[u8]>,
+) -> Result<ClientTls> {
     let in_file = |path: &Path| path.display().to_string();
     let trusted = read(roots)?;
     let credentials = match own {
@@ -97,6 +103,6 @@ fn tls(roots: &Path, own: Option<(&Path, &Path)>, shift: Duration) -> Result<Cli
         credentials,
         roots: Roots::from_pem([trusted.as_slice()]).with_context(|| in_file(roots))?,
         clock: shifted(clock, shift),
-        alpn: Vec::new(),
+        alpn: protocol.map(<[u8]>::to_vec).into_iter().collect(),
     })
 }

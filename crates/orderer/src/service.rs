@@ -210,12 +210,15 @@ impl Orderer {
 
         // Ports, before anything on disk changes: a second process on one configuration ends here.
         let keepalive = &general.keepalive;
+        let usual = ListenerOptions::default();
+        // What is not set, or 0, is the usual time: none at all would be too little for everybody.
+        let set = |time: Duration, usual: Duration| if time.is_zero() { usual } else { time };
         let listener = |tls: Option<ServerTls>| ListenerOptions {
             tls,
-            handshake_timeout: general.connection_timeout,
+            handshake_timeout: set(general.connection_timeout, usual.handshake_timeout),
             keepalive_interval: (!keepalive.server_interval.is_zero())
                 .then_some(keepalive.server_interval),
-            keepalive_timeout: keepalive.server_timeout,
+            keepalive_timeout: set(keepalive.server_timeout, usual.keepalive_timeout),
             ..ListenerOptions::default()
         };
         let general_listener =

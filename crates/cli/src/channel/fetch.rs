@@ -21,6 +21,8 @@ use time::OffsetDateTime;
 
 use super::{Existing, tls, write};
 
+/// What newer gRPC servers insist on being told in the TLS handshake.
+const HTTP2: &[u8] = b"h2";
 /// How long the connection may take to end.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -151,7 +153,7 @@ async fn fetch(arguments: &Arguments, signer: Arc<LocalMsp>) -> Result<StoredBlo
             let certificate = arguments.client_cert.as_deref();
             let own = certificate.zip(arguments.client_key.as_deref());
             let shift = Duration::from_secs(arguments.tls_handshake_time_shift);
-            Some(tls(roots, own, shift)?)
+            Some(tls(roots, own, shift, Some(HTTP2))?)
         }
     };
     let tasks = Tasks::new("fetch");

@@ -75,7 +75,7 @@ impl Orderer {
         let tls = match (&self.ca_file, &self.client_cert, &self.client_key) {
             (Some(roots), Some(certificate), Some(key)) => {
                 let shift = Duration::from_secs(self.tls_handshake_time_shift);
-                Some(tls(roots, Some((certificate, key)), shift)?)
+                Some(tls(roots, Some((certificate, key)), shift, None)?)
             }
             _ => None,
         };
