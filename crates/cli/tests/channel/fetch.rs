@@ -14,6 +14,7 @@ use quorate_identity::mutual_tls::{ClientAuth, Credentials, Roots, ServerTls};
 use quorate_orderer::deliver::{Channel, Channels, DeliverOptions, DeliverService};
 use quorate_orderer::grpc::{AtomicBroadcastServer, Broadcast, Caller, Requests, Responses};
 use quorate_orderer::listener::{Listener, ListenerOptions};
+use quorate_orderer::metrics::OrdererMetrics;
 use quorate_orderer::store::{BlockStore, Ledgers, StoredBlock};
 use quorate_runtime::{Clock, Metrics, Tasks};
 use tempfile::TempDir;
@@ -108,16 +109,17 @@ impl Orderer {
             store,
             outage: watch::Sender::new(false),
         });
-        let metrics = Metrics::new();
+        let registry = Metrics::new();
+        let metrics = OrdererMetrics::new(&registry, false);
         let options = DeliverOptions {
             time_window: Duration::from_secs(15 * 60),
             no_expiration_checks: false,
             tls_binding: true,
         };
         let channels = Arc::new(OnlyChannel(channel.clone()));
-        let deliver = DeliverService::new(channels, options, Clock::system(), &metrics);
+        let deliver = DeliverService::new(channels, options, Clock::system(), &metrics.deliver);
         let (deaf, deliver) = (Arc::new(Deaf), Arc::new(deliver));
-        let service = AtomicBroadcastServer::new(deaf, deliver, 1 << 20, &metrics);
+        let service = AtomicBroadcastServer::new(deaf, deliver, 1 << 20, &metrics.grpc);
         let pem = |file: &str| fs::read(node("orderer0", file)).unwrap();
         let tls = ServerTls {
             credentials: Credentials::from_pem(&pem("server.crt"), &pem("server.key")).unwrap(),
@@ -133,7 +135,7 @@ impl Orderer {
         let listener = Listener::bind("127.0.0.1:0", options).await.unwrap();
         let address = listener.local_address().unwrap().to_string();
         let tasks = Tasks::new("test");
-        listener.serve(Routes::new(service), &metrics, &tasks);
+        listener.serve(Routes::new(service), &registry, &tasks);
         Self {
             address,
             channel,

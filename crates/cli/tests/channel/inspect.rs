@@ -133,6 +133,15 @@ fn a_block_is_verified_by_its_channels_rule() {
         ended.err
     );
 
+    // Nobody has signed the first block: it is the same, or it proves nothing.
+    let genesis = fixture("genesis/fixture.block");
+    let same = text(&genesis);
+    inspect(&genesis, &["--verify-with", &same]).well();
+    let later = text(&fixture("config-updates/01-batch-size.block"));
+    let ended = inspect(&genesis, &["--verify-with", &later]);
+    assert_eq!(ended.code, 2, "{}", ended.err);
+    assert!(ended.err.contains("signed by nobody"), "{}", ended.err);
+
     let update = fixture("config-updates/01-batch-size.pb");
     inspect(&update, &verify).badly(&["only blocks can be verified; this file holds: envelope"]);
 }
