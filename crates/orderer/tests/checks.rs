@@ -11,7 +11,8 @@ use quorate_fabric::block;
 use quorate_fabric::config::ChannelConfig;
 use quorate_fabric::envelope::RawEnvelope;
 use quorate_fabric::msp::LocalMsp;
-use quorate_fabric::proto::common::{Block, Status};
+use quorate_fabric::proto::common::{Block, Payload, SignatureHeader, Status};
+use quorate_fabric::proto::msp::SerializedIdentity;
 use quorate_identity::UnixTime;
 use quorate_orderer::checks::{self, Class, Refusal, Rules, UpdateContext};
 use quorate_runtime::Entropy;
@@ -157,6 +158,30 @@ fn senders_may_be_expired_where_that_is_configured() {
         checks::normal(&configs["fixture1"], &envelope, &rules, NOW),
         Ok(())
     );
+}
+
+/// As with Fabric: the certificate decides, whether the channel knows its MSP or not.
+#[test]
+fn a_stranger_who_is_expired_is_told_so() {
+    let configs = configs(&["fixture1"]);
+    let expired =
+        RawEnvelope::decode(read("statuses/requests/b-identity-org1-expired.pb")).unwrap();
+    let mut payload = Payload::decode(expired.payload().as_ref()).unwrap();
+    let header = payload.header.as_mut().unwrap();
+    let mut signed = SignatureHeader::decode(header.signature_header.as_ref()).unwrap();
+    let mut creator = SerializedIdentity::decode(signed.creator.as_ref()).unwrap();
+    creator.mspid = "NobodyMSP".to_owned();
+    signed.creator = creator.encode_to_vec();
+    header.signature_header = signed.encode_to_vec();
+    let stranger = RawEnvelope::new(&payload.encode_to_vec(), expired.signature());
+    let judged = |rules| checks::normal(&configs["fixture1"], &stranger, &rules, NOW).unwrap_err();
+    let refusal = judged(Rules::default());
+    assert_eq!(refusal.status, Status::BadRequest);
+    assert_eq!(refusal.info, "broadcast client identity expired");
+    let refusal = judged(Rules {
+        no_expiration_checks: true,
+    });
+    assert_eq!(refusal.status, Status::Forbidden);
 }
 
 #[test]
