@@ -120,6 +120,9 @@ pub enum HostError {
     /// It may succeed later: the machine tries again with back-off, then the hospital takes over.
     #[error("{0}")]
     Transient(String),
+    /// The device that keeps a private key is out of reach. Tried again as [`SigningRetries`](crate::SigningRetries) says.
+    #[error("{0}")]
+    KeyUnavailable(String),
     /// It will not: the flow's body gets the error.
     #[error(transparent)]
     Failed(#[from] FlowError),

@@ -9,11 +9,12 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, DnValue,
     ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyUsagePurpose, NameConstraints,
-    PublicKeyData, SignatureAlgorithm, SigningKey,
+    PublicKeyData, SignatureAlgorithm, SigningKey as CertificateSigner,
 };
 use time::OffsetDateTime;
 
@@ -26,6 +27,7 @@ use crate::key_store::{KeyStore, KeyStoreError, Reading, insert_identity};
 use crate::keys::{KeyPair, PublicKey, SignatureScheme};
 use crate::name::{Attribute, NameError, X500Name};
 use crate::party::Party;
+use crate::signing::{RemoteError, SigningError, SigningKey, x509_form};
 
 /// How long a node's certificates count, in days (ten years, as Corda's).
 pub const NODE_CERTIFICATE_DAYS: i64 = 3_650;
@@ -72,6 +74,22 @@ pub enum IssueError {
         /// The reason.
         source: NameError,
     },
+    /// The issuer's key is in a device that did not sign.
+    #[error("{issuer} could not sign a certificate")]
+    Signing {
+        /// Who should issue.
+        issuer: X500Name,
+        /// What the device says.
+        source: SigningError,
+    },
+    /// A key could not be made where it shall be kept.
+    #[error("no key could be made for {subject}")]
+    Key {
+        /// Whose key.
+        subject: X500Name,
+        /// What its keeper says.
+        source: RemoteError,
+    },
     /// The builder refused.
     #[error("the certificate of {subject} could not be written: {reason}")]
     Build {
@@ -93,7 +111,7 @@ pub enum IssueError {
 /// A key together with the path of certificates that says whose it is and what for.
 #[derive(Clone)]
 pub struct Identity {
-    key: KeyPair,
+    key: SigningKey,
     path: CertificatePath,
 }
 
@@ -116,7 +134,8 @@ impl Identity {
     ///
     /// # Errors
     /// [`KeyMismatch`] if the certificate is that of another key.
-    pub fn new(key: KeyPair, path: CertificatePath) -> Result<Self, KeyMismatch> {
+    pub fn new(key: impl Into<SigningKey>, path: CertificatePath) -> Result<Self, KeyMismatch> {
+        let key = key.into();
         let leaf = path.leaf();
         if leaf.public_key() != key.public() {
             return Err(KeyMismatch {
@@ -129,13 +148,13 @@ impl Identity {
     }
 
     /// For a path that was made for this key a moment ago.
-    pub(crate) fn certified(key: KeyPair, path: CertificatePath) -> Self {
+    pub(crate) fn certified(key: SigningKey, path: CertificatePath) -> Self {
         Self { key, path }
     }
 
-    /// The private key.
+    /// What signs.
     #[must_use]
-    pub fn key(&self) -> &KeyPair {
+    pub fn key(&self) -> &SigningKey {
         &self.key
     }
 
@@ -168,14 +187,13 @@ impl Identity {
         })
     }
 
-    /// A fresh key in this identity's name, certified by it for `role`.
+    /// A key in this identity's name, certified by it for `role`.
     pub(crate) fn issue_end(
         &self,
         role: CertRole,
-        scheme: SignatureScheme,
+        key: SigningKey,
         now: UnixTime,
     ) -> Result<Self, IssueError> {
-        let key = KeyPair::generate(scheme);
         let path = self.issue(&Subject {
             name: self.name(),
             key: key.public(),
@@ -283,6 +301,7 @@ impl CertificateAuthority {
                     source,
                 })
         };
+        let root_key = SigningKey::from(root_key);
         let root_name = called("Root CA")?;
         let root = issue(
             &Subject {
@@ -318,11 +337,11 @@ impl CertificateAuthority {
         })?;
         Ok(Self {
             doorman: Identity {
-                key: doorman_key,
+                key: doorman_key.into(),
                 path: doorman,
             },
             network_map: Identity {
-                key: network_map_key,
+                key: network_map_key.into(),
                 path: network_map,
             },
             root,
@@ -378,7 +397,19 @@ impl CertificateAuthority {
         scheme: SignatureScheme,
         now: UnixTime,
     ) -> Result<Identity, IssueError> {
-        let key = KeyPair::generate(scheme);
+        self.certified_service(name, KeyPair::generate(scheme).into(), now)
+    }
+
+    /// Like [`CertificateAuthority::service_identity`], of a key that exists.
+    ///
+    /// # Errors
+    /// [`IssueError`] if the doorman's certificate does not count at `now`.
+    pub fn certified_service(
+        &self,
+        name: &X500Name,
+        key: SigningKey,
+        now: UnixTime,
+    ) -> Result<Identity, IssueError> {
         let path = self.certify(CertRole::ServiceIdentity, name, key.public(), now)?;
         Ok(Identity { key, path })
     }
@@ -403,9 +434,9 @@ impl CertificateAuthority {
         let store = KeyStore::read(path, password)?;
         let reading = Reading { path };
         Ok(Self {
-            root: reading.identity(&store, ROOT_ALIAS)?,
-            doorman: reading.identity(&store, DOORMAN_ALIAS)?,
-            network_map: reading.identity(&store, NETWORK_MAP_ALIAS)?,
+            root: reading.identity(&store, ROOT_ALIAS, None)?,
+            doorman: reading.identity(&store, DOORMAN_ALIAS, None)?,
+            network_map: reading.identity(&store, NETWORK_MAP_ALIAS, None)?,
         })
     }
 }
@@ -435,7 +466,7 @@ pub(crate) struct Subject<'a> {
 pub(crate) fn issue(
     subject: &Subject<'_>,
     issuer: &X500Name,
-    issuer_key: &KeyPair,
+    issuer_key: &SigningKey,
 ) -> Result<Certificate, IssueError> {
     let failed = |reason: String| IssueError::Build {
         subject: subject.name.clone(),
@@ -483,7 +514,13 @@ pub(crate) fn issue(
             &CertifiedPublicKey::new(subject.key, None),
             &Issuer::from_params(&issuer_params, &issuer_key),
         )
-        .map_err(|error| failed(error.to_string()))?;
+        .map_err(|error| match issuer_key.failure.get() {
+            Some(source) => IssueError::Signing {
+                issuer: issuer.clone(),
+                source: source.clone(),
+            },
+            None => failed(error.to_string()),
+        })?;
     Certificate::from_der(certificate.der()).map_err(|source| IssueError::ReadBack {
         subject: subject.name.clone(),
         source,
@@ -540,15 +577,18 @@ fn distinguished_name(name: &X500Name) -> DistinguishedName {
 struct CertifiedPublicKey<'a> {
     scheme: SignatureScheme,
     bytes: Vec<u8>,
-    signer: Option<&'a KeyPair>,
+    signer: Option<&'a SigningKey>,
+    /// Why the signer did not sign: the builder's error has no place for it.
+    failure: OnceLock<SigningError>,
 }
 
 impl<'a> CertifiedPublicKey<'a> {
-    fn new(key: &PublicKey, signer: Option<&'a KeyPair>) -> Self {
+    fn new(key: &PublicKey, signer: Option<&'a SigningKey>) -> Self {
         Self {
             scheme: key.scheme(),
             bytes: key.subject_public_key(),
             signer,
+            failure: OnceLock::new(),
         }
     }
 }
@@ -566,17 +606,15 @@ impl PublicKeyData for CertifiedPublicKey<'_> {
     }
 }
 
-impl SigningKey for CertifiedPublicKey<'_> {
+impl CertificateSigner for CertifiedPublicKey<'_> {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        let signature = self
-            .signer
-            .ok_or(rcgen::Error::RemoteKeyError)?
-            .sign(message);
-        match self.scheme {
-            SignatureScheme::Ed25519 => Ok(signature.as_bytes().to_vec()),
-            SignatureScheme::EcdsaP256 => p256::ecdsa::Signature::from_slice(signature.as_bytes())
-                .map(|signature| signature.to_der().as_bytes().to_vec())
-                .map_err(|_| rcgen::Error::RemoteKeyError),
+        let signer = self.signer.ok_or(rcgen::Error::RemoteKeyError)?;
+        match signer.sign(message) {
+            Ok(signature) => Ok(x509_form(self.scheme, &signature)),
+            Err(error) => {
+                let _ = self.failure.set(error);
+                Err(rcgen::Error::RemoteKeyError)
+            }
         }
     }
 }

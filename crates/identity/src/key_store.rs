@@ -24,7 +24,8 @@ use zeroize::Zeroizing;
 use crate::authority::{Identity, KeyMismatch};
 use crate::certificate::{CertificateError, CertificatePath, MAX_PATH_CERTIFICATES};
 use crate::hash::SecureHash;
-use crate::keys::{KeyError, KeyPair};
+use crate::keys::{KeyError, KeyPair, PublicKey};
+use crate::signing::{RemoteError, SigningKey};
 
 /// The largest key store that is read, in bytes.
 pub const MAX_KEY_STORE_BYTES: u64 = 1_048_576;
@@ -129,6 +130,41 @@ pub enum KeyStoreError {
         alias: String,
         /// The reason.
         source: KeyError,
+    },
+    /// A private key lies in the file although a device shall keep it.
+    #[error(
+        "the key store {} holds the private key \"{alias}\", but the configuration says that a hardware security module \
+         keeps it; keys are not moved there: let a new identity be certified with a key that the module has made, \
+         or remove cryptoServiceName (for the TLS key: tlsCryptoServiceConfig) to keep using the file",
+        .path.display()
+    )]
+    KeyInFile {
+        /// Which file.
+        path: PathBuf,
+        /// The entry.
+        alias: String,
+    },
+    /// A device keeps a private key, and none is configured.
+    #[error(
+        "the key store {} holds the certificates of \"{alias}\" without the private key: a hardware security module \
+         keeps it; configure cryptoServiceName and cryptoServiceConf (for the TLS key: tlsCryptoServiceConfig)",
+        .path.display()
+    )]
+    KeyNotInFile {
+        /// Which file.
+        path: PathBuf,
+        /// The entry.
+        alias: String,
+    },
+    /// The device that keeps a private key did not give access to it.
+    #[error("the private key of the entry \"{alias}\" in the key store {} is not at hand", .path.display())]
+    Device {
+        /// Which file.
+        path: PathBuf,
+        /// The entry.
+        alias: String,
+        /// What the device says.
+        source: RemoteError,
     },
     /// A private key under another key's certificate.
     #[error("the entry \"{alias}\" in the key store {} does not fit together", .path.display())]
@@ -499,21 +535,47 @@ impl Reading<'_> {
         })
     }
 
+    /// The identity of an entry: with its private key, or if `device` is given, with that device's key of this public
+    /// half.
     pub(crate) fn identity(
         &self,
         store: &KeyStore,
         alias: &str,
+        device: Option<&FindKey<'_>>,
     ) -> Result<Identity, KeyStoreError> {
         let path = || self.path.to_owned();
-        let pkcs8 = store
-            .private_key(alias)
-            .ok_or_else(|| self.missing(alias))?;
-        let key = KeyPair::from_pkcs8(pkcs8).map_err(|source| KeyStoreError::Key {
-            path: path(),
-            alias: alias.to_owned(),
-            source,
-        })?;
-        Identity::new(key, self.path_of(store, alias)?).map_err(|source| KeyStoreError::Mismatch {
+        let certificates = self.path_of(store, alias)?;
+        let key = match (store.private_key(alias), device) {
+            (Some(pkcs8), None) => {
+                KeyPair::from_pkcs8(pkcs8)
+                    .map(SigningKey::from)
+                    .map_err(|source| KeyStoreError::Key {
+                        path: path(),
+                        alias: alias.to_owned(),
+                        source,
+                    })?
+            }
+            (None, Some(find)) => {
+                find(certificates.leaf().public_key()).map_err(|source| KeyStoreError::Device {
+                    path: path(),
+                    alias: alias.to_owned(),
+                    source,
+                })?
+            }
+            (Some(_), Some(_)) => {
+                return Err(KeyStoreError::KeyInFile {
+                    path: path(),
+                    alias: alias.to_owned(),
+                });
+            }
+            (None, None) => {
+                return Err(KeyStoreError::KeyNotInFile {
+                    path: path(),
+                    alias: alias.to_owned(),
+                });
+            }
+        };
+        Identity::new(key, certificates).map_err(|source| KeyStoreError::Mismatch {
             path: path(),
             alias: alias.to_owned(),
             source,
@@ -521,8 +583,21 @@ impl Reading<'_> {
     }
 }
 
+/// Finds the key with this public half in a device.
+pub(crate) type FindKey<'a> = dyn Fn(&PublicKey) -> Result<SigningKey, RemoteError> + 'a;
+
+/// Enters an identity; of one whose private key is in a device, the certificates only.
 pub(crate) fn insert_identity(store: &mut KeyStore, alias: &str, identity: &Identity) {
-    store.insert_key(alias, identity.key().to_pkcs8(), identity.path().to_ders());
+    match identity.key().pair() {
+        Some(pair) => store.insert_key(alias, pair.to_pkcs8(), identity.path().to_ders()),
+        None => drop(store.entries.insert(
+            alias.to_owned(),
+            Entry {
+                certificates: identity.path().to_ders(),
+                private_key: None,
+            },
+        )),
+    }
 }
 
 fn read_bounded(path: &Path) -> Result<Vec<u8>, KeyStoreError> {

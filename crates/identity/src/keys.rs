@@ -208,7 +208,11 @@ impl PublicKey {
         Err(KeyError::UnsupportedAlgorithm)
     }
 
-    fn from_uncompressed_point(point: &[u8]) -> Result<Self, KeyError> {
+    /// A P-256 key from its uncompressed point (4, x, y), as devices show it.
+    ///
+    /// # Errors
+    /// [`KeyError::InvalidPublicKey`] if it is no point of the curve.
+    pub fn from_uncompressed_point(point: &[u8]) -> Result<Self, KeyError> {
         let invalid = || KeyError::InvalidPublicKey {
             scheme: SignatureScheme::EcdsaP256,
             length: point.len(),

@@ -20,6 +20,7 @@ pub mod obfuscation;
 pub mod party;
 pub mod path;
 pub mod rpc_tls;
+pub mod signing;
 pub mod tls;
 pub mod x509;
 
@@ -32,4 +33,5 @@ pub use name::{NameError, X500Name};
 pub use node_keys::NodeKeys;
 pub use party::Party;
 pub use path::{PathError, validate_path};
+pub use signing::{RemoteError, RemoteSigner, SigningError, SigningKey};
 pub use tls::{Clock, PeerError, peer_name, server_name, tls_client_config, tls_server_config};

@@ -8,11 +8,14 @@ use std::path::Path;
 
 use crate::authority::{CertificateAuthority, Identity, IssueError, ROOT_ALIAS};
 use crate::certificate::{CertRole, Certificate, UnixTime};
-use crate::key_store::{KeyStore, KeyStoreError, Reading, insert_identity, make_secret_directory};
-use crate::keys::{KeyPair, SignatureScheme};
+use crate::key_store::{
+    FindKey, KeyStore, KeyStoreError, Reading, insert_identity, make_secret_directory,
+};
+use crate::keys::{KeyPair, PublicKey, SignatureScheme};
 use crate::name::X500Name;
 use crate::party::Party;
 use crate::path::{PathError, validate_path};
+use crate::signing::{RemoteError, SigningKey};
 
 /// The file of the node CA, the legal identity and the notary service identity.
 pub const NODE_KEY_STORE: &str = "nodekeystore.json";
@@ -29,10 +32,84 @@ pub const DEVELOPMENT_KEY_STORE_PASSWORD: &str = "cordacadevpass";
 /// The trust store password of development nodes, the same as Corda's. Not a secret.
 pub const DEVELOPMENT_TRUST_STORE_PASSWORD: &str = "trustpass";
 
-const NODE_CA_ALIAS: &str = "cordaclientca";
-const LEGAL_IDENTITY_ALIAS: &str = "identity-private-key";
-const NOTARY_SERVICE_ALIAS: &str = "distributed-notary-private-key";
-const TLS_ALIAS: &str = "cordaclienttls";
+/// What a key of a node is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum KeyPurpose {
+    /// Certifies the node's other keys.
+    NodeCa,
+    /// Signs on the ledger.
+    LegalIdentity,
+    /// Signs for a notary service.
+    NotaryService,
+    /// Authenticates connections.
+    Tls,
+}
+
+impl KeyPurpose {
+    /// All.
+    pub const ALL: [Self; 4] = [
+        Self::NodeCa,
+        Self::LegalIdentity,
+        Self::NotaryService,
+        Self::Tls,
+    ];
+
+    /// The alias of the entry in a key store, and the default label of the key in a device.
+    #[must_use]
+    pub const fn alias(self) -> &'static str {
+        match self {
+            Self::NodeCa => "cordaclientca",
+            Self::LegalIdentity => "identity-private-key",
+            Self::NotaryService => "distributed-notary-private-key",
+            Self::Tls => "cordaclienttls",
+        }
+    }
+}
+
+/// Where the private keys of a node are kept.
+pub trait KeyKeeper {
+    /// Whether a device keeps the keys of this purpose, so that none may lie in a file.
+    fn keeps(&self, purpose: KeyPurpose) -> bool;
+
+    /// A key to be certified for `purpose`. `scheme` is a wish: a device decides by what it can do. A device that has a
+    /// key of this purpose gives that one, so that an interrupted creation can be finished.
+    ///
+    /// # Errors
+    /// What the device says.
+    fn make(&self, purpose: KeyPurpose, scheme: SignatureScheme)
+    -> Result<SigningKey, RemoteError>;
+
+    /// The key of this purpose in the device, if its public half is `public`. Asked only for what it [keeps](Self::keeps).
+    ///
+    /// # Errors
+    /// The device has no such key, or is out of reach.
+    fn find(&self, purpose: KeyPurpose, public: &PublicKey) -> Result<SigningKey, RemoteError>;
+}
+
+/// Keeps all private keys in the files of the certificates folder.
+#[derive(Debug, Clone, Copy)]
+pub struct InFiles;
+
+impl KeyKeeper for InFiles {
+    fn keeps(&self, _purpose: KeyPurpose) -> bool {
+        false
+    }
+
+    fn make(
+        &self,
+        _purpose: KeyPurpose,
+        scheme: SignatureScheme,
+    ) -> Result<SigningKey, RemoteError> {
+        Ok(KeyPair::generate(scheme).into())
+    }
+
+    fn find(&self, purpose: KeyPurpose, _public: &PublicKey) -> Result<SigningKey, RemoteError> {
+        Err(RemoteError {
+            reason: format!("no device keeps the key {}", purpose.alias()),
+            transient: false,
+        })
+    }
+}
 
 /// Everything secret that one node owns, with the certificates, and the root that it trusts.
 #[derive(Debug, Clone)]
@@ -56,12 +133,36 @@ impl NodeKeys {
         scheme: SignatureScheme,
         now: UnixTime,
     ) -> Result<Self, IssueError> {
-        let key = KeyPair::generate(scheme);
+        Self::generate_with(&InFiles, authority, name, scheme, now)
+    }
+
+    /// Like [`NodeKeys::generate`], with the private keys where `keeper` keeps them.
+    ///
+    /// # Errors
+    /// [`IssueError`] if the authority's certificates do not count at `now`, or a device makes no keys.
+    pub fn generate_with(
+        keeper: &dyn KeyKeeper,
+        authority: &CertificateAuthority,
+        name: &X500Name,
+        scheme: SignatureScheme,
+        now: UnixTime,
+    ) -> Result<Self, IssueError> {
+        let make = |purpose, scheme| {
+            keeper
+                .make(purpose, scheme)
+                .map_err(|source| IssueError::Key {
+                    subject: name.clone(),
+                    source,
+                })
+        };
+        let key = make(KeyPurpose::NodeCa, scheme)?;
         let path = authority.certify(CertRole::NodeCa, name, key.public(), now)?;
         let node_ca = Identity::certified(key, path);
+        let legal_identity = make(KeyPurpose::LegalIdentity, scheme)?;
+        let tls = make(KeyPurpose::Tls, SignatureScheme::EcdsaP256)?;
         Ok(Self {
-            legal_identity: node_ca.issue_end(CertRole::LegalIdentity, scheme, now)?,
-            tls: node_ca.issue_end(CertRole::Tls, SignatureScheme::EcdsaP256, now)?,
+            legal_identity: node_ca.issue_end(CertRole::LegalIdentity, legal_identity, now)?,
+            tls: node_ca.issue_end(CertRole::Tls, tls, now)?,
             notary_service: None,
             trust_root: authority.root().clone(),
             node_ca,
@@ -80,9 +181,8 @@ impl NodeKeys {
     /// # Errors
     /// [`IssueError`] if the node CA's certificate does not count at `now`.
     pub fn with_renewed_tls(mut self, now: UnixTime) -> Result<Self, IssueError> {
-        self.tls = self
-            .node_ca
-            .issue_end(CertRole::Tls, SignatureScheme::EcdsaP256, now)?;
+        let key = KeyPair::generate(SignatureScheme::EcdsaP256).into();
+        self.tls = self.node_ca.issue_end(CertRole::Tls, key, now)?;
         Ok(self)
     }
 
@@ -203,14 +303,18 @@ impl NodeKeys {
         trust.write(&directory.join(TRUST_STORE), trust_store_password)?;
 
         let mut ssl = KeyStore::new();
-        insert_identity(&mut ssl, TLS_ALIAS, self.tls());
+        insert_identity(&mut ssl, KeyPurpose::Tls.alias(), self.tls());
         ssl.write(&directory.join(SSL_KEY_STORE), key_store_password)?;
 
         let mut node = KeyStore::new();
-        insert_identity(&mut node, NODE_CA_ALIAS, self.node_ca());
-        insert_identity(&mut node, LEGAL_IDENTITY_ALIAS, self.legal_identity());
+        insert_identity(&mut node, KeyPurpose::NodeCa.alias(), self.node_ca());
+        insert_identity(
+            &mut node,
+            KeyPurpose::LegalIdentity.alias(),
+            self.legal_identity(),
+        );
         if let Some(service) = self.notary_service() {
-            insert_identity(&mut node, NOTARY_SERVICE_ALIAS, service);
+            insert_identity(&mut node, KeyPurpose::NotaryService.alias(), service);
         }
         node.write(&directory.join(NODE_KEY_STORE), key_store_password)
     }
@@ -224,6 +328,29 @@ impl NodeKeys {
         key_store_password: &str,
         trust_store_password: &str,
     ) -> Result<Self, KeyStoreError> {
+        Self::load_with(
+            &InFiles,
+            directory,
+            key_store_password,
+            trust_store_password,
+        )
+    }
+
+    /// Like [`NodeKeys::load`], with the private keys where `keeper` keeps them.
+    ///
+    /// # Errors
+    /// [`KeyStoreError`] also if a private key lies elsewhere than `keeper` says.
+    pub fn load_with(
+        keeper: &dyn KeyKeeper,
+        directory: &Path,
+        key_store_password: &str,
+        trust_store_password: &str,
+    ) -> Result<Self, KeyStoreError> {
+        let identity = |reading: &Reading<'_>, store: &KeyStore, purpose: KeyPurpose| {
+            let find = |public: &PublicKey| keeper.find(purpose, public);
+            let device = keeper.keeps(purpose).then_some(&find as &FindKey<'_>);
+            reading.identity(store, purpose.alias(), device)
+        };
         let trust_path = directory.join(TRUST_STORE);
         let trust = KeyStore::read(&trust_path, trust_store_password)?;
         let root = Reading { path: &trust_path }.path_of(&trust, ROOT_ALIAS)?;
@@ -231,18 +358,18 @@ impl NodeKeys {
 
         let ssl_path = directory.join(SSL_KEY_STORE);
         let ssl = KeyStore::read(&ssl_path, key_store_password)?;
-        let tls = Reading { path: &ssl_path }.identity(&ssl, TLS_ALIAS)?;
+        let tls = identity(&Reading { path: &ssl_path }, &ssl, KeyPurpose::Tls)?;
 
         let node_path = directory.join(NODE_KEY_STORE);
         let node = KeyStore::read(&node_path, key_store_password)?;
         let reading = Reading { path: &node_path };
-        let notary_service = match node.certificates(NOTARY_SERVICE_ALIAS) {
-            Some(_) => Some(reading.identity(&node, NOTARY_SERVICE_ALIAS)?),
+        let notary_service = match node.certificates(KeyPurpose::NotaryService.alias()) {
+            Some(_) => Some(identity(&reading, &node, KeyPurpose::NotaryService)?),
             None => None,
         };
         Ok(Self {
-            node_ca: reading.identity(&node, NODE_CA_ALIAS)?,
-            legal_identity: reading.identity(&node, LEGAL_IDENTITY_ALIAS)?,
+            node_ca: identity(&reading, &node, KeyPurpose::NodeCa)?,
+            legal_identity: identity(&reading, &node, KeyPurpose::LegalIdentity)?,
             tls,
             notary_service,
             trust_root,

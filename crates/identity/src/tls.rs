@@ -15,7 +15,6 @@ use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::crypto::{
     CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
 };
@@ -27,9 +26,7 @@ use rustls::{
     CertificateError as TlsCertificateError, ClientConfig, DigitallySignedStruct,
     DistinguishedName, OtherError, ServerConfig, SignatureScheme as TlsSignatureScheme,
 };
-use rustls_pki_types::{
-    CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime as TlsTime,
-};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime as TlsTime};
 
 use crate::authority::Identity;
 use crate::certificate::{
@@ -184,10 +181,7 @@ impl fmt::Debug for ClockAdapter {
 }
 
 fn certified_key(identity: &Identity) -> CertifiedKey {
-    // Borrowed, so that the only copy of the encoded key is the one that wipes itself.
-    let pkcs8 = identity.key().to_pkcs8();
-    let key = any_supported_type(&PrivateKeyDer::from(PrivatePkcs8KeyDer::from(&pkcs8[..])))
-        .expect("the provider supports both of our schemes");
+    let key = identity.key().for_tls();
     let path = identity.path().certificates();
     CertifiedKey::new(path.iter().map(|c| c.der().clone()).collect(), key)
 }

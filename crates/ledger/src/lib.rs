@@ -45,7 +45,7 @@ pub use notarisation::{
 pub use reference::{AttachmentId, ReferenceError, StateRef, TxId, UniqueId};
 pub use signature::{
     SignatureMetadata, TransactionSignature, TransactionSignatureError, sign_batch,
-    sign_transaction, signable,
+    sign_transaction, signable, try_sign_batch, try_sign_transaction,
 };
 pub use signed_transaction::{SignaturesError, SignedTransaction};
 pub use state::{ContractRef, ContractState, StateAndRef, StateError, TransactionState};

@@ -8,8 +8,8 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use quorate_identity::{
-    CertRole, Certificate, CertificatePath, Identity, KeyPair, Party, PathError, PublicKey,
-    SecureHash, Signature, SignatureError, UnixTime, X500Name, validate_path,
+    CertRole, Certificate, CertificatePath, Identity, Party, PathError, PublicKey, SecureHash,
+    Signature, SignatureError, SigningError, SigningKey, UnixTime, X500Name, validate_path,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -281,6 +281,9 @@ pub enum NetworkError {
         "the node info of {0} must be signed with the key of each of its identities, in their order"
     )]
     Keys(X500Name),
+    /// A device that keeps a key did not sign.
+    #[error("a signature could not be made")]
+    Signing(#[source] SigningError),
     /// A signature does not hold.
     #[error("the signature of {name} is not valid")]
     Signature {
@@ -313,8 +316,8 @@ impl SignedNodeInfo {
     /// Signs `info` with the keys of its identities, in their order.
     ///
     /// # Errors
-    /// If the info breaks a rule, or the keys are not those of the identities.
-    pub fn sign(info: &NodeInfo, keys: &[&KeyPair]) -> Result<Self, NetworkError> {
+    /// If the info breaks a rule, the keys are not those of the identities, or a device that keeps one does not sign.
+    pub fn sign(info: &NodeInfo, keys: &[&SigningKey]) -> Result<Self, NetworkError> {
         info.check().map_err(NetworkError::NodeInfo)?;
         let matching = info
             .identities
@@ -326,7 +329,11 @@ impl SignedNodeInfo {
         }
         let raw = info.encode();
         let message = Purpose::NodeInfo.message(&raw);
-        let signatures = keys.iter().map(|key| key.sign(&message)).collect();
+        let signatures = keys
+            .iter()
+            .map(|key| key.sign(&message))
+            .collect::<Result<_, _>>()
+            .map_err(NetworkError::Signing)?;
         Ok(Self { raw, signatures })
     }
 
@@ -536,7 +543,10 @@ impl SignedNetworkParameters {
     pub fn sign(parameters: &NetworkParameters, signer: &Identity) -> Result<Self, NetworkError> {
         parameters.check().map_err(NetworkError::Parameters)?;
         let raw = parameters.encode();
-        let signature = signer.key().sign(&Purpose::NetworkParameters.message(&raw));
+        let signature = signer
+            .key()
+            .sign(&Purpose::NetworkParameters.message(&raw))
+            .map_err(NetworkError::Signing)?;
         Ok(Self {
             raw,
             signature,

@@ -10,7 +10,9 @@ use std::{
 };
 
 use borsh::{BorshDeserialize, BorshSerialize};
-use quorate_identity::{KeyPair, Party, PublicKey, Signature, SignatureError};
+use quorate_identity::{
+    KeyPair, Party, PublicKey, Signature, SignatureError, SigningError, SigningKey,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -122,6 +124,18 @@ impl NotarisationRequest {
             platform_version: PLATFORM_VERSION,
             signature,
         }
+    }
+
+    /// Like [`sign`](Self::sign), with a key that may be in a device. Blocks for as long as the device takes.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn try_sign(&self, key: &SigningKey) -> Result<RequestSignature, SigningError> {
+        Ok(RequestSignature {
+            by: key.public().clone(),
+            platform_version: PLATFORM_VERSION,
+            signature: key.sign(&self.signable(PLATFORM_VERSION))?,
+        })
     }
 
     /// Checks a signature over this request. The caller checks that the key is the requester's.

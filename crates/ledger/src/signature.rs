@@ -6,9 +6,12 @@
 //! A batch signature signs the Merkle root over many ids and carries, for each transaction, the proof that its id is
 //! among them. The leaves are hashed twice, so a batch root is never the id of a transaction.
 
+use std::convert::Infallible;
+
 use borsh::{BorshDeserialize, BorshSerialize};
 use quorate_identity::{
-    KeyPair, PublicKey, SecureHash, Signature, SignatureError, SignatureScheme,
+    KeyPair, PublicKey, SecureHash, Signature, SignatureError, SignatureScheme, SigningError,
+    SigningKey,
 };
 use serde::{Deserialize, Serialize};
 
@@ -190,38 +193,85 @@ pub fn signable(hash: &SecureHash, metadata: &SignatureMetadata) -> Vec<u8> {
 
 /// Signs one transaction.
 pub fn sign_transaction(key: &KeyPair, id: &TxId) -> TransactionSignature {
-    sign(key, id.hash())
+    held(sign(key.public(), id.hash(), &|message| {
+        Ok(key.sign(message))
+    }))
+}
+
+/// Like [`sign_transaction`], with a key that may be in a device. Blocks for as long as the device takes.
+///
+/// # Errors
+/// What the device says.
+pub fn try_sign_transaction(
+    key: &SigningKey,
+    id: &TxId,
+) -> Result<TransactionSignature, SigningError> {
+    sign(key.public(), id.hash(), &|message| key.sign(message))
 }
 
 /// Signs many transactions with one signature; the answers are in the order of `ids`. A batch of one is signed plainly,
 /// and more than [`MAX_BATCH`] are signed as several batches.
 pub fn sign_batch(key: &KeyPair, ids: &[TxId]) -> Vec<TransactionSignature> {
-    let sign_one = |batch: &[TxId]| match batch {
-        [id] => vec![sign_transaction(key, id)],
-        _ => {
-            let leaves: Vec<_> = batch.iter().map(batch_leaf).collect();
-            let shared = sign(key, &merkle::root(&leaves));
-            let proofs = MerkleProof::each(&leaves).into_iter();
-            proofs
-                .map(|proof| TransactionSignature {
-                    proof: Some(proof),
-                    ..shared.clone()
-                })
-                .collect()
-        }
-    };
-    ids.chunks(MAX_BATCH).flat_map(sign_one).collect()
+    held(batches(key.public(), ids, &|message| Ok(key.sign(message))))
 }
 
-fn sign(key: &KeyPair, hash: &SecureHash) -> TransactionSignature {
-    let metadata = SignatureMetadata::of(key.public().scheme());
-    let signature = key.sign(&signable(hash, &metadata));
-    TransactionSignature {
-        by: key.public().clone(),
+/// Like [`sign_batch`], with a key that may be in a device. Blocks for as long as the device takes.
+///
+/// # Errors
+/// What the device says; nothing is signed in part then.
+pub fn try_sign_batch(
+    key: &SigningKey,
+    ids: &[TxId],
+) -> Result<Vec<TransactionSignature>, SigningError> {
+    batches(key.public(), ids, &|message| key.sign(message))
+}
+
+/// Signs bytes with one key.
+type Sign<'a, E> = &'a dyn Fn(&[u8]) -> Result<Signature, E>;
+
+/// What a key in this process has signed.
+fn held<T>(signed: Result<T, Infallible>) -> T {
+    match signed {
+        Ok(signed) => signed,
+        Err(never) => match never {},
+    }
+}
+
+fn batches<E>(
+    by: &PublicKey,
+    ids: &[TxId],
+    with: Sign<'_, E>,
+) -> Result<Vec<TransactionSignature>, E> {
+    let mut signatures = Vec::with_capacity(ids.len());
+    for batch in ids.chunks(MAX_BATCH) {
+        if let [id] = batch {
+            signatures.push(sign(by, id.hash(), with)?);
+            continue;
+        }
+        let leaves: Vec<_> = batch.iter().map(batch_leaf).collect();
+        let shared = sign(by, &merkle::root(&leaves), with)?;
+        let proofs = MerkleProof::each(&leaves).into_iter();
+        signatures.extend(proofs.map(|proof| TransactionSignature {
+            proof: Some(proof),
+            ..shared.clone()
+        }));
+    }
+    Ok(signatures)
+}
+
+fn sign<E>(
+    by: &PublicKey,
+    hash: &SecureHash,
+    with: Sign<'_, E>,
+) -> Result<TransactionSignature, E> {
+    let metadata = SignatureMetadata::of(by.scheme());
+    let signature = with(&signable(hash, &metadata))?;
+    Ok(TransactionSignature {
+        by: by.clone(),
         signature,
         metadata,
         proof: None,
-    }
+    })
 }
 
 fn batch_leaf(id: &TxId) -> SecureHash {

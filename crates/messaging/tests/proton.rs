@@ -43,7 +43,7 @@ fn write_keys(folder: &Path, keys: &NodeKeys) {
     std::fs::write(folder.join("root.pem"), root).unwrap();
     std::fs::write(
         folder.join("own.key"),
-        pem("PRIVATE KEY", &keys.tls().key().to_pkcs8()),
+        pem("PRIVATE KEY", &keys.tls().key().pair().unwrap().to_pkcs8()),
     )
     .unwrap();
 }

@@ -188,7 +188,7 @@ fn certified(keys: &NodeKeys) -> Arc<CertifiedKey> {
         .iter()
         .map(|certificate| certificate.der().clone())
         .collect();
-    let pkcs8 = keys.tls().key().to_pkcs8();
+    let pkcs8 = keys.tls().key().pair().unwrap().to_pkcs8();
     let key = any_supported_type(&PrivatePkcs8KeyDer::from(&pkcs8[..]).into()).unwrap();
     Arc::new(CertifiedKey::new(path, key))
 }

@@ -8,14 +8,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use quorate_flow::{FlowError, FlowId, HostError, HostRequest, Reply, SideEffect, SignaturePolicy};
-use quorate_identity::{KeyPair, PublicKey};
+use quorate_identity::{PublicKey, SigningError, SigningKey};
 use quorate_ledger::vault::VaultUpdate;
 use quorate_ledger::{
     Attachment, AttachmentId, Contracts, LedgerTransaction, NotarisationRequest, SignedTransaction,
-    StateAndRef, StateRef, TransactionState, TxId, sign_transaction,
+    StateAndRef, StateRef, TransactionState, TxId, try_sign_transaction,
 };
 use quorate_notary::Handle as Notary;
-use quorate_runtime::tasks::chain;
+use quorate_runtime::tasks::{blocking, chain};
 use quorate_storage::{
     CommitError, LockError, LockRequest, NewAttachment, Store, UnitOfWork, Writer,
 };
@@ -43,7 +43,7 @@ const UPDATES_KEPT: usize = 4_096;
 pub(crate) struct Host {
     store: Store,
     writer: Writer,
-    keys: BTreeMap<PublicKey, KeyPair>,
+    keys: BTreeMap<PublicKey, SigningKey>,
     identity: PublicKey,
     contracts: Arc<Contracts>,
     effects: BTreeMap<String, Arc<dyn SideEffect>>,
@@ -95,13 +95,32 @@ impl Cache {
     }
 }
 
+/// Has a key sign. That of a device signs beside the asynchronous threads, for it may take its time.
+async fn sign_with<T: Send + 'static>(
+    key: &SigningKey,
+    sign: impl FnOnce(&SigningKey) -> Result<T, SigningError> + Send + 'static,
+) -> Result<T, HostError> {
+    let signed = if key.is_remote() {
+        let key = key.clone();
+        blocking("signing", move || sign(&key))
+            .await
+            .map_err(|failure| HostError::Transient(failure.to_string()))?
+    } else {
+        sign(key)
+    };
+    signed.map_err(|error| match error.is_transient() {
+        true => HostError::KeyUnavailable(error.to_string()),
+        false => FlowError::NeedsCare(error.to_string()).into(),
+    })
+}
+
 impl Host {
     /// Services over this store, for the holder of these keys. `identity` is the legal
     /// identity's key, and one of them.
     pub(crate) fn new(
         store: Store,
         writer: Writer,
-        keys: Vec<KeyPair>,
+        keys: Vec<SigningKey>,
         identity: PublicKey,
         contracts: Arc<Contracts>,
         effects: BTreeMap<String, Arc<dyn SideEffect>>,
@@ -161,8 +180,8 @@ impl Host {
             return Err(HostError::Transient("the node is stopping".to_owned()));
         };
         match request {
-            HostRequest::Sign { id, by } => self.sign(id, &by),
-            HostRequest::SignNotarisation { request } => self.sign_notarisation(&request),
+            HostRequest::Sign { id, by } => self.sign(id, &by).await,
+            HostRequest::SignNotarisation { request } => self.sign_notarisation(request).await,
             HostRequest::Notarise { requester, message } => {
                 let notary = self.notary.as_ref().ok_or_else(|| {
                     FlowError::failed("this node is not a notary: its node.conf has no notary {}")
@@ -249,23 +268,25 @@ impl Host {
         }
     }
 
-    fn key(&self, key: &PublicKey) -> Result<&KeyPair, FlowError> {
+    fn key(&self, key: &PublicKey) -> Result<&SigningKey, FlowError> {
         self.keys.get(key).ok_or_else(|| {
             FlowError::failed(format!("this node does not hold the private key of {key}"))
         })
     }
 
-    fn sign(&self, id: TxId, by: &[PublicKey]) -> Result<Reply, HostError> {
+    async fn sign(&self, id: TxId, by: &[PublicKey]) -> Result<Reply, HostError> {
         let mut signatures = Vec::with_capacity(by.len());
         for key in by {
-            signatures.push(sign_transaction(self.key(key)?, &id));
+            let sign = move |key: &SigningKey| try_sign_transaction(key, &id);
+            signatures.push(sign_with(self.key(key)?, sign).await?);
         }
         Ok(Reply::Signatures(signatures))
     }
 
-    fn sign_notarisation(&self, request: &NotarisationRequest) -> Result<Reply, HostError> {
-        let key = self.key(&self.identity)?;
-        Ok(Reply::RequestSignature(request.sign(key)))
+    async fn sign_notarisation(&self, request: NotarisationRequest) -> Result<Reply, HostError> {
+        let sign = move |key: &SigningKey| request.try_sign(key);
+        let signature = sign_with(self.key(&self.identity)?, sign).await?;
+        Ok(Reply::RequestSignature(signature))
     }
 
     async fn perform(

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use quorate_identity::{
-    CertificateAuthority, Identity, KeyPair, NodeKeys, Party, SecureHash, SignatureScheme,
+    CertificateAuthority, Identity, NodeKeys, Party, SecureHash, SignatureScheme, SigningKey,
     UnixTime, X500Name,
 };
 use quorate_ledger::Timestamp;
@@ -164,7 +164,7 @@ impl Node {
             platform_version: self.platform_version,
             serial,
         };
-        let keys: Vec<&KeyPair> = self.identities.iter().map(Identity::key).collect();
+        let keys: Vec<&SigningKey> = self.identities.iter().map(Identity::key).collect();
         SignedNodeInfo::sign(&info, &keys).unwrap()
     }
 }

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use quorate_flow::{Envelope, SessionMessage};
+use quorate_identity::SigningError;
 use quorate_ledger::{
-    NotarisationAnswer, NotaryError, TimeWindow, Timestamp, TransactionSignature, TxId, sign_batch,
+    NotarisationAnswer, NotaryError, TimeWindow, Timestamp, TransactionSignature, TxId,
+    try_sign_batch,
 };
 use quorate_storage::NotaryResult;
 
@@ -38,7 +40,10 @@ pub(crate) type Signed = BTreeMap<TxId, TransactionSignature>;
 
 impl Answers {
     /// One signature over the Merkle root of everything that was committed.
-    pub(crate) fn signatures(&self, results: &[NotaryResult]) -> Signed {
+    ///
+    /// # Errors
+    /// The key is in a device that does not sign.
+    pub(crate) fn signatures(&self, results: &[NotaryResult]) -> Result<Signed, SigningError> {
         let mut committed: Vec<TxId> = self
             .entries
             .iter()
@@ -47,14 +52,14 @@ impl Answers {
             .map(|((tx, _), _)| *tx)
             .collect();
         if committed.is_empty() {
-            return Signed::new();
+            return Ok(Signed::new());
         }
         committed.sort_unstable();
         committed.dedup();
         let timer = self.metrics.sign.start_timer();
-        let signatures = sign_batch(&self.identity.key, &committed);
+        let signatures = try_sign_batch(&self.identity.key, &committed)?;
         timer.observe_duration();
-        committed.into_iter().zip(signatures).collect()
+        Ok(committed.into_iter().zip(signatures).collect())
     }
 
     /// The answer to one request.
@@ -93,9 +98,16 @@ impl Answers {
     }
 
     /// The answers to all sessions.
-    pub(crate) fn envelopes(&self, results: &[NotaryResult]) -> Vec<Envelope> {
-        let signed = self.signatures(results);
-        self.sessions
+    ///
+    /// # Errors
+    /// Those of [`Answers::signatures`].
+    pub(crate) fn envelopes(
+        &self,
+        results: &[NotaryResult],
+    ) -> Result<Vec<Envelope>, SigningError> {
+        let signed = self.signatures(results)?;
+        let answers = self
+            .sessions
             .iter()
             .map(|(to, pending)| {
                 let payload = self.answer(pending, results, &signed).encode();
@@ -111,6 +123,7 @@ impl Answers {
                     },
                 )
             })
-            .collect()
+            .collect();
+        Ok(answers)
     }
 }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quorate_flow::{InboxId, Owner};
-use quorate_identity::{KeyPair, Party, X500Name};
+use quorate_identity::{Party, SigningKey, X500Name};
 use quorate_ledger::{NotarisationAnswer, NotarisationMessage, NotaryError, Timestamp};
-use quorate_runtime::{Clock, Shutdown, Tasks, tasks::chain};
+use quorate_runtime::tasks::{self, chain};
+use quorate_runtime::{Clock, Shutdown, Tasks};
 use quorate_storage::{NotaryEntry, NotaryResult, Queued, Respond};
 use tokio::sync::oneshot;
 
@@ -38,6 +39,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// How often such a batch is offered again (`notary.jpa.maxDBTransactionRetryCount`, and some
 /// more). After that this instance gives up, so that another one may try.
 const RETRIES: u32 = 40;
+
+/// What is signed to see whether a device answers: begins like nothing that is signed on the ledger.
+const KEY_TRIAL: &[u8] = b"Quorate notary: is this key at hand?";
 
 /// How the notary behaves.
 #[derive(Debug, Clone)]
@@ -72,7 +76,7 @@ pub struct Identity {
     /// The identity that transactions name.
     pub party: Party,
     /// Its key.
-    pub key: KeyPair,
+    pub key: SigningKey,
     /// The instance that writes the answers.
     pub owner: Owner,
 }
@@ -361,7 +365,11 @@ impl Service {
         });
         let respond: Respond = {
             let answers = Arc::clone(&answers);
-            Arc::new(move |results| answers.envelopes(results))
+            Arc::new(move |results| {
+                answers
+                    .envelopes(results)
+                    .map_err(|error| error.to_string())
+            })
         };
         let batch = || Batch {
             entries: entries.clone(),
@@ -375,7 +383,14 @@ impl Service {
         self.count(asked, &results);
         sink(queued);
         if !callers.is_empty() {
-            let signed = answers.signatures(&results);
+            // Decided and durable. Whoever is not told now asks again, and gets the same answer.
+            let signed = match answers.signatures(&results) {
+                Ok(signed) => signed,
+                Err(error) => {
+                    tracing::warn!(%error, "flows of this node will ask the notary again");
+                    return Ok(Ok(()));
+                }
+            };
             for (index, pending) in callers {
                 if let Some(reply) = replies[index].take() {
                     // The flow may have been killed meanwhile.
@@ -386,6 +401,20 @@ impl Service {
         Ok(Ok(()))
     }
 
+    /// Has a key that is in a device sign something before a batch is offered. Answers are signed within the commit,
+    /// where a device that does not answer would hold up everybody who writes, and in the end cost the lease.
+    async fn key_is_at_hand(&self) -> Result<(), (bool, String)> {
+        if !self.identity.key.is_remote() {
+            return Ok(());
+        }
+        let key = self.identity.key.clone();
+        match tasks::blocking("trying the notary's key", move || key.sign(KEY_TRIAL)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err((error.is_transient(), error.to_string())),
+            Err(failure) => Err((false, failure.to_string())),
+        }
+    }
+
     /// Offers a batch to the provider until it is certain what became of it.
     async fn commit(
         &self,
@@ -394,19 +423,22 @@ impl Service {
     ) -> Result<Result<(Vec<NotaryResult>, Vec<Queued>), UniquenessError>, Stop> {
         let mut attempt = 0;
         loop {
-            let error = match self.provider.commit(batch()).await {
-                Ok(decided) => return Ok(Ok(decided)),
-                Err(error) if error.is_refusal() => return Ok(Err(error)),
-                Err(error) => error,
+            let (transient, error) = match self.key_is_at_hand().await {
+                Err(problem) => problem,
+                Ok(()) => match self.provider.commit(batch()).await {
+                    Ok(decided) => return Ok(Ok(decided)),
+                    Err(error) if error.is_refusal() => return Ok(Err(error)),
+                    Err(error) => (error.transient, chain(&error)),
+                },
             };
-            if !error.transient || attempt == RETRIES || shutdown.is_requested() {
+            if !transient || attempt == RETRIES || shutdown.is_requested() {
                 // The requests stay in the inbox for whoever starts next.
-                tracing::error!(error = %chain(&error), "the notary stops");
+                tracing::error!(error, "the notary stops");
                 return Err(Stop);
             }
             attempt += 1;
             self.metrics.retries.inc();
-            tracing::warn!(attempt, error = %chain(&error), "the notary tries its batch again");
+            tracing::warn!(attempt, error, "the notary tries its batch again");
             tokio::select! {
                 () = shutdown.requested() => {}
                 () = tokio::time::sleep(RETRY_PAUSE) => {}

@@ -5,7 +5,8 @@ use std::pin::Pin;
 
 use quorate_flow::InboxId;
 use quorate_storage::{
-    CommitError, NotaryCommit, NotaryEntry, NotaryResult, Queued, Respond, UnitOfWork, Writer,
+    CommitError, NotaryCommit, NotaryEntry, NotaryResult, Queued, Refusal, Respond, UnitOfWork,
+    Writer,
 };
 
 /// Requests that are decided together, in order.
@@ -33,8 +34,13 @@ impl UniquenessError {
     /// Whether something in the batch contradicts what is stored: offering it again is
     /// pointless, and other batches are not concerned.
     pub fn is_refusal(&self) -> bool {
-        matches!(self.source, CommitError::Refused(_))
+        matches!(self.source, CommitError::Refused(_)) && !unanswered(&self.source)
     }
+}
+
+/// Whether the notary's key did not sign: nothing is wrong with the batch.
+fn unanswered(error: &CommitError) -> bool {
+    matches!(error, CommitError::Refused(refusal) if matches!(**refusal, Refusal::Unanswered(_)))
 }
 
 /// Decides batches: each request's inputs become spent, all or none, and only if no other
@@ -72,7 +78,7 @@ impl Uniqueness for Database {
                 respond: batch.respond,
             });
             let committed = self.writer.commit(unit).await.map_err(|source| {
-                let transient = matches!(source, CommitError::Transient(_));
+                let transient = matches!(source, CommitError::Transient(_)) || unanswered(&source);
                 UniquenessError { source, transient }
             })?;
             Ok((committed.notary, committed.outgoing))

@@ -240,8 +240,8 @@ pub enum NotaryResult {
 
 /// Makes the answers from the results, in the same order. It runs within the database transaction, so that an answer is
 /// queued if and only if its commit is durable; it must be quick, and may run again if the transaction has to be
-/// repeated.
-pub type Respond = Arc<dyn Fn(&[NotaryResult]) -> Vec<Envelope> + Send + Sync>;
+/// repeated. If there can be no answers for now, the text says why, and nothing of the unit is written.
+pub type Respond = Arc<dyn Fn(&[NotaryResult]) -> Result<Vec<Envelope>, String> + Send + Sync>;
 
 /// Requests to commit states as spent, decided in order, together with their answers.
 pub struct NotaryCommit {
@@ -387,6 +387,9 @@ pub enum Refusal {
     /// A request for locks asks for what does not exist or exceeds a limit.
     #[error("the states to lock cannot be found")]
     Query(#[source] quorate_ledger::vault::QueryError),
+    /// A notary's decisions could not be answered, so they were not written either.
+    #[error("the decisions of the notary cannot be answered: {0}")]
+    Unanswered(String),
     /// The database's own reason.
     #[error("the database does not accept it")]
     Database(#[source] Error),

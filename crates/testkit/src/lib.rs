@@ -1,3 +1,4 @@
 //! What tests need around the program: servers, certificates, clusters of real processes.
 
 pub mod postgres;
+pub mod softhsm;

@@ -71,6 +71,27 @@ pub struct RetryPolicy {
     pub growth_percent: u32,
     /// The longest wait.
     pub longest: Duration,
+    /// What is done instead if the device that keeps a private key is out of reach.
+    pub signing: SigningRetries,
+}
+
+/// How often a flow asks again for a signature of a key whose device is out of reach, with the waits of
+/// [`RetryPolicy`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SigningRetries {
+    /// Attempts after the first one.
+    pub retries: u32,
+    /// Then the flow goes to the hospital, where it waits for an operator; otherwise its body gets an error.
+    pub hold: bool,
+}
+
+impl Default for SigningRetries {
+    fn default() -> Self {
+        Self {
+            retries: 2,
+            hold: false,
+        }
+    }
 }
 
 impl Default for RetryPolicy {
@@ -80,14 +101,18 @@ impl Default for RetryPolicy {
             first: Duration::from_millis(200),
             growth_percent: 180,
             longest: Duration::from_secs(30),
+            signing: SigningRetries::default(),
         }
     }
 }
 
+/// From here on the wait has reached any longest one: there is no use in counting on.
+const MAX_GROWTHS: u32 = 64;
+
 impl RetryPolicy {
     pub(super) fn wait_after(&self, failures: u32) -> Duration {
         let mut wait = self.first;
-        for _ in 1..failures.min(self.attempts) {
+        for _ in 1..failures.min(MAX_GROWTHS) {
             wait = (wait.saturating_mul(self.growth_percent) / 100).min(self.longest);
         }
         wait

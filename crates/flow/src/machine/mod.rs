@@ -37,7 +37,9 @@ use crate::journal::Entry;
 use crate::message::Owner;
 use crate::registry::{Body, FlowRegistry};
 
-pub use interface::{Action, Event, FlowView, Limits, RetryPolicy, StartRefused, Surroundings};
+pub use interface::{
+    Action, Event, FlowView, Limits, RetryPolicy, SigningRetries, StartRefused, Surroundings,
+};
 use mail::{Held, Strays};
 use run::{Active, Base, Header, Run, lock, read_journal};
 

@@ -356,11 +356,21 @@ impl Machine {
         let reply = match result {
             Ok(reply) => reply,
             Err(HostError::Failed(error)) => Reply::Failed(error),
-            Err(HostError::Transient(why)) => {
+            Err(HostError::KeyUnavailable(why))
+                if !self.retries.signing.hold && run.failures >= self.retries.signing.retries =>
+            {
+                let times = run.failures.saturating_add(1);
+                Reply::Failed(FlowError::failed(format!("{why} (tried {times} times)")))
+            }
+            Err(error @ (HostError::Transient(_) | HostError::KeyUnavailable(_))) => {
                 drop(cell);
                 run.failures += 1;
-                if run.failures >= self.retries.attempts {
-                    let why = format!("{why} (tried {} times)", run.failures);
+                let attempts = match &error {
+                    HostError::KeyUnavailable(_) => self.retries.signing.retries.saturating_add(1),
+                    _ => self.retries.attempts,
+                };
+                if run.failures >= attempts {
+                    let why = format!("{error} (tried {} times)", run.failures);
                     self.hospitalise(now, flow, &why, out);
                 } else {
                     let at = now + self.retries.wait_after(run.failures);

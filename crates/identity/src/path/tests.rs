@@ -54,7 +54,7 @@ impl Link {
                 validity: self.validity,
             },
             &issuer.name,
-            &issuer.key,
+            &issuer.key.clone().into(),
         )
         .expect("a certificate")
     }

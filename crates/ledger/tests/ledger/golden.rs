@@ -141,7 +141,7 @@ fn node_info() -> NodeInfo {
 #[test]
 fn node_info_and_its_signature() {
     insta::assert_snapshot!("node_info", dump(&node_info().encode()));
-    let signed = SignedNodeInfo::sign(&node_info(), &[&key("PartyA")]).unwrap();
+    let signed = SignedNodeInfo::sign(&node_info(), &[&key("PartyA").into()]).unwrap();
     insta::assert_snapshot!("signed_node_info", dump(&signed.encode()));
 }
 

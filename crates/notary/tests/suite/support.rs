@@ -291,7 +291,7 @@ impl Desk {
         gate.open();
         let identity = Identity {
             party: notary(),
-            key: key("Notary"),
+            key: key("Notary").into(),
             owner,
         };
         let known = ["PartyA", "PartyB"].map(party);

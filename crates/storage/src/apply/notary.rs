@@ -13,7 +13,7 @@ use super::{Batch, Failure};
 use crate::error::{Doing, Error};
 use crate::prepare::{Outgoing, Prepared};
 use crate::sql::{batch, values};
-use crate::unit::{Committed, NotaryEntry, NotaryResult};
+use crate::unit::{Committed, NotaryEntry, NotaryResult, Refusal};
 
 batch!(READ_COMMITTED, 0, [tx: Bytes],
     "SELECT n.tx_id FROM {rows} JOIN notary_transactions n ON n.tx_id = d.tx");
@@ -113,6 +113,7 @@ pub(super) async fn apply(
             })
             .collect();
         answers[index] = (notary.respond)(&results)
+            .map_err(|reason| Failure::Unit(index, Refusal::Unanswered(reason)))?
             .iter()
             .map(Outgoing::new)
             .collect();

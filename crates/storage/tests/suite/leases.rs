@@ -303,7 +303,7 @@ async fn child() {
         // lease is still ours. Asleep it waits for the stop.
         std::thread::sleep(Duration::from_millis(200));
         // On again: from here on nothing of this transaction may become durable.
-        Vec::new()
+        Ok(Vec::new())
     };
     let mut unit = UnitOfWork::step(start(flow(2), None));
     unit.notary = Some(NotaryCommit {

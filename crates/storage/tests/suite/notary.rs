@@ -36,10 +36,10 @@ fn request(entries: Vec<NotaryEntry>) -> UnitOfWork {
             NotaryResult::Conflict(_) => 2,
             NotaryResult::OutsideTimeWindow => 3,
         };
-        results
+        let envelopes = results
             .iter()
-            .map(|result| envelope(&them(), number(result)))
-            .collect()
+            .map(|result| envelope(&them(), number(result)));
+        Ok(envelopes.collect())
     };
     UnitOfWork {
         notary: Some(NotaryCommit {

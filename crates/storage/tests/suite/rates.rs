@@ -161,7 +161,7 @@ async fn rates(#[case] engine: Engine) {
                     within_time_window: true,
                 };
                 let respond = Arc::new(|results: &[NotaryResult]| {
-                    results.iter().map(|_| envelope(&them(), 1)).collect()
+                    Ok(results.iter().map(|_| envelope(&them(), 1)).collect())
                 });
                 let notary = Some(NotaryCommit {
                     entries: vec![entry],
