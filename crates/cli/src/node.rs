@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
+use quorate_identity::node_keys::KeyPurpose;
 use quorate_identity::obfuscation::ObfuscationKey;
 use quorate_node::config::{FILE_NAME, LoadOptions, NodeConfiguration};
 use quorate_node::control::{self, Answer, Question};
+use quorate_node::crypto_service;
 use quorate_node::{Milestone, Node, NodeError, NodeOptions};
 use quorate_runtime::config::OnUnknownKeys;
 use quorate_runtime::operations::{Health, Operations, Readiness, Version};
@@ -104,6 +106,11 @@ enum Command {
     },
     /// Make a certificate for the RPC server, and what clients need to trust it
     GenerateRpcSslSettings(crate::rpc_ssl::Arguments),
+    /// Keys in the hardware security module that the configuration names
+    Hsm {
+        #[command(subcommand)]
+        command: HsmCommand,
+    },
     /// Ask the process that runs in the base directory for its role
     Status,
     /// Let the standby in the base directory take over when the lease lapses
@@ -116,6 +123,14 @@ enum Command {
     Handover,
     /// Check that flows, messages and database work; exits like a Nagios plugin
     Health,
+}
+
+#[derive(Subcommand)]
+enum HsmCommand {
+    /// Show the keys that are there, and which of them this node uses
+    List,
+    /// Make the keys that this node lacks, under its aliases; those that are there stay
+    Generate,
 }
 
 impl Arguments {
@@ -216,11 +231,42 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         Some(Command::GenerateRpcSslSettings(arguments)) => {
             crate::rpc_ssl::run(&arguments, &configuration.base_directory)
         }
+        Some(Command::Hsm { command }) => hsm(&configuration, &command),
         Some(Command::Status) => tell(&configuration, Question::Status).await,
         Some(Command::Promote { force }) => tell(&configuration, Question::Promote { force }).await,
         Some(Command::Handover) => tell(&configuration, Question::HandOver).await,
         Some(Command::Health | Command::ObfuscateConfig { .. }) | None => Ok(ExitCode::SUCCESS),
     }
+}
+
+fn hsm(configuration: &NodeConfiguration, command: &HsmCommand) -> Result<ExitCode> {
+    let services = &configuration.crypto_services;
+    if services.identity.is_none() && services.tls.is_none() {
+        bail!(
+            "no hardware security module is configured: set cryptoServiceName = PKCS11 and cryptoServiceConf in {FILE_NAME}"
+        );
+    }
+    let keys = match command {
+        HsmCommand::List => crypto_service::list(services)?,
+        HsmCommand::Generate => {
+            let notary = configuration.notary.as_ref();
+            let with_service = notary.is_some_and(|notary| notary.service_legal_name.is_some());
+            crypto_service::generate(services, with_service)?
+        }
+    };
+    for listed in keys {
+        let purpose = match listed.purpose {
+            Some(KeyPurpose::NodeCa) => "node CA",
+            Some(KeyPurpose::LegalIdentity) => "legal identity",
+            Some(KeyPurpose::NotaryService) => "notary service",
+            Some(KeyPurpose::Tls) => "TLS",
+            None => "not of this node",
+        };
+        let made = if listed.made { ", made now" } else { "" };
+        let (token, key) = (&listed.token, &listed.key);
+        show!("{token}  {}  {}  ({purpose}{made})", key.label, key.public);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The file is only read as text: it need not be a complete configuration.
@@ -256,6 +302,7 @@ fn hopeless(error: &anyhow::Error) -> Option<u8> {
     use quorate_storage::{Error as StoreError, SchemaError};
     match error.downcast_ref::<NodeError>()? {
         NodeError::Held { .. } => Some(HELD),
+        NodeError::Keys(error) if error.is_transient() => None,
         NodeError::Applications(_)
         | NodeError::NetworkMap(_)
         | NodeError::OtherIdentity { .. }

@@ -165,7 +165,10 @@ impl Active {
             Arc::new(surroundings),
             owner.clone(),
             Limits::default(),
-            RetryPolicy::default(),
+            RetryPolicy {
+                signing: configuration.crypto_services.flow_retries,
+                ..RetryPolicy::default()
+            },
         );
         machine.set_draining(store.setting(DRAINING).await?.as_deref() == Some("true"));
 

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use quorate_identity::{Certificate, Identity, NodeKeys, UnixTime, X500Name};
+use quorate_identity::{Certificate, Identity, NodeKeys, PublicKey, UnixTime, X500Name};
 use quorate_ledger::Timestamp;
 use quorate_ledger::network::{NotaryInfo, SignedNetworkParameters};
 use quorate_runtime::{Clock, Entropy};
@@ -102,6 +102,7 @@ pub fn bootstrap(
     let mut made = Made {
         authority: &authority,
         services,
+        identities: BTreeMap::new(),
         now,
     };
     for node in &plan.nodes {
@@ -234,18 +235,20 @@ fn services(
 struct Made<'a> {
     authority: &'a Authority,
     services: BTreeMap<X500Name, Identity>,
+    /// Whose identity key it is.
+    identities: BTreeMap<PublicKey, X500Name>,
     now: Timestamp,
 }
 
 impl Made<'_> {
-    fn service(&mut self, name: &X500Name) -> Result<Identity, BootstrapError> {
+    fn service(&mut self, node: &PlannedNode, name: &X500Name) -> Result<Identity, BootstrapError> {
         if let Some(identity) = self.services.get(name) {
-            return Ok(identity.clone());
+            return node.with_folder(|folder| folder.share_service(identity));
         }
+        let authority = self.authority.certifies();
+        let now = self.now.into();
         let identity =
-            self.authority
-                .certifies()
-                .service_identity(name, IDENTITY_SCHEME, self.now.into())?;
+            node.with_folder(|folder| Ok(folder.make_service(authority, name, now)))??;
         self.services.insert(name.clone(), identity.clone());
         Ok(identity)
     }
@@ -259,22 +262,26 @@ impl Made<'_> {
         let (mut keys, mut change) = match existing.and_then(Existing::keys) {
             Some(keys) => (keys.clone(), KeysChange::Kept),
             None => {
-                let keys = NodeKeys::generate(
-                    self.authority.certifies(),
-                    node.name(),
-                    IDENTITY_SCHEME,
-                    self.now.into(),
-                )?;
+                let authority = self.authority.certifies();
+                let now = self.now.into();
+                let keys = node.with_folder(|folder| Ok(folder.make_keys(authority, now)))??;
                 (keys, KeysChange::Made)
             }
         };
         if let Some(service) = node.service()
             && keys.notary_service().is_none()
         {
-            keys = keys.with_notary_service(self.service(service)?);
+            keys = keys.with_notary_service(self.service(node, service)?);
             if change == KeysChange::Kept {
                 change = KeysChange::ServiceAdded;
             }
+        }
+        let public = keys.legal_identity().key().public().clone();
+        if let Some(first) = self.identities.insert(public, node.name().clone()) {
+            return Err(BootstrapError::SharedKey {
+                first,
+                second: node.name().clone(),
+            });
         }
         if change != KeysChange::Kept {
             node.with_folder(|folder| {

@@ -9,10 +9,11 @@
 //! Keys of our own: `operations.address`, `logging`, and `whenHeld` and `whenLost` of the mutual exclusion.
 //!
 //! This module reads files and nothing else: it opens no port and no database, and creates no directory. Start reading
-//! at [`NodeConfiguration::load`]; the chapters are `database`, `rpc`, `availability`, `maintenance`, `notary` and, for
-//! the keys that mean nothing to us, `foreign`.
+//! at [`NodeConfiguration::load`]; the chapters are `database`, `rpc`, `availability`, `maintenance`, `crypto_service`,
+//! `notary` and, for the keys that mean nothing to us, `foreign`.
 
 mod availability;
+mod crypto_service;
 mod database;
 mod foreign;
 mod maintenance;
@@ -42,6 +43,7 @@ pub use availability::{
     ChoiceError, DEFAULT_UPDATE_INTERVAL, DEFAULT_WAIT_INTERVAL, MutualExclusion, WhenHeld,
     WhenLost,
 };
+pub use crypto_service::{Aliases, CryptoServices, Device};
 pub use database::{DEFAULT_FILE as DEFAULT_DATABASE_FILE, DatabaseConfiguration};
 pub use maintenance::{
     DEFAULT_SENDER_RETENTION_DAYS, EventsToRecord, MaintenanceMode, ProcessedMessageCleanup,
@@ -97,6 +99,8 @@ pub struct NodeConfiguration {
     pub events_to_record: EventsToRecord,
     /// Maintenance at certain times, if there is to be any.
     pub maintenance: Option<MaintenanceMode>,
+    /// Which private keys a hardware security module keeps.
+    pub crypto_services: CryptoServices,
     /// Time-outs of flows that ask a notary.
     pub flow_timeout: FlowTimeout,
     /// `smmStartMode = "Safe"`: flows of before are not continued at start, but wait paused for an operator.
@@ -254,7 +258,7 @@ impl NodeConfiguration {
             &mut hidden,
         );
         let root = Section::root(&tree, &report);
-        let decoded = decode(&root, base, options);
+        let decoded = decode(&root, &report, base, options);
         root.finish();
         let mut findings = report.finish()?;
         for setting in &mut findings.settings {
@@ -323,7 +327,12 @@ fn reveal(
 }
 
 /// `None` only if a problem has been reported.
-fn decode(root: &Section<'_>, base: &Path, options: &LoadOptions) -> Option<NodeConfiguration> {
+fn decode(
+    root: &Section<'_>,
+    report: &Report,
+    base: &Path,
+    options: &LoadOptions,
+) -> Option<NodeConfiguration> {
     let my_legal_name = root.required::<X500Name>(
         "myLegalName",
         "write for example \"O=PartyA, L=London, C=GB\"",
@@ -401,6 +410,7 @@ fn decode(root: &Section<'_>, base: &Path, options: &LoadOptions) -> Option<Node
     let mutual_exclusion = availability::decode(&enterprise, options, base);
     let events_to_record = maintenance::events_to_record(&enterprise);
     let maintenance = maintenance::mode(&enterprise);
+    let crypto_services = crypto_service::decode(root, &enterprise, report, base, options);
     enterprise.finish();
     let flow_timeout = flow_timeout(root);
     let node_info_polling = root.duration_or(
@@ -442,6 +452,7 @@ fn decode(root: &Section<'_>, base: &Path, options: &LoadOptions) -> Option<Node
         mutual_exclusion: mutual_exclusion?,
         events_to_record,
         maintenance,
+        crypto_services,
         flow_timeout,
         pause_all_flows,
         node_info_polling,

@@ -16,6 +16,7 @@ mod applications;
 pub mod bootstrap;
 pub mod config;
 pub mod control;
+pub mod crypto_service;
 mod driver;
 mod host;
 mod instance;

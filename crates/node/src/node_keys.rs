@@ -11,18 +11,20 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use quorate_hsm::HsmError;
 use quorate_identity::name::Attribute;
 use quorate_identity::node_keys::{
-    DEVELOPMENT_KEY_STORE_PASSWORD, DEVELOPMENT_TRUST_STORE_PASSWORD, NODE_KEY_STORE,
-    SSL_KEY_STORE, TRUST_STORE,
+    DEVELOPMENT_KEY_STORE_PASSWORD, DEVELOPMENT_TRUST_STORE_PASSWORD, KeyKeeper, KeyPurpose,
+    NODE_KEY_STORE, SSL_KEY_STORE, TRUST_STORE,
 };
 use quorate_identity::{
-    Certificate, CertificateAuthority, IssueError, KeyStore, KeyStoreError, NodeKeys, PathError,
-    SignatureScheme, UnixTime, X500Name,
+    Certificate, CertificateAuthority, Identity, IssueError, KeyStore, KeyStoreError, NodeKeys,
+    PathError, RemoteError, SignatureScheme, UnixTime, X500Name,
 };
 use quorate_runtime::Secret;
 
-use crate::config::NodeConfiguration;
+use crate::config::{CryptoServices, NodeConfiguration};
+use crate::crypto_service::Devices;
 
 /// How many days before a certificate expires the node starts to warn.
 pub const EXPIRY_WARNING_DAYS: i64 = 30;
@@ -47,6 +49,8 @@ pub struct KeysOptions<'a> {
     pub key_store_password: Option<&'a Secret>,
     /// `trustStorePassword`.
     pub trust_store_password: Option<&'a Secret>,
+    /// Which keys a hardware security module keeps; none if absent.
+    pub crypto_services: Option<&'a CryptoServices>,
     /// `devMode`: well-known passwords are assumed, missing keys are made, the development root is accepted.
     pub dev_mode: bool,
 }
@@ -62,6 +66,7 @@ impl<'a> KeysOptions<'a> {
             notary_service: notary.and_then(|notary| notary.service_legal_name.as_ref()),
             key_store_password: Some(&configuration.key_store_password),
             trust_store_password: Some(&configuration.trust_store_password),
+            crypto_services: Some(&configuration.crypto_services),
             dev_mode: configuration.dev_mode,
         }
     }
@@ -180,6 +185,28 @@ pub enum NodeKeysError {
         /// The rule that is broken.
         source: Box<PathError>,
     },
+    /// The module that keeps the keys cannot be used.
+    #[error("the keys of {name} are in a hardware security module that cannot be used")]
+    Hsm {
+        /// The node.
+        name: X500Name,
+        /// Why.
+        source: Box<HsmError>,
+    },
+    /// The nodes of a notary service do not keep its key in one place.
+    #[error(
+        "the key of the notary service {service} is not where the configuration of {name} has it; all nodes of a service \
+         need the same key: keep it in files everywhere, or in one hardware security module under one \
+         distributedNotaryKeyAlias"
+    )]
+    ServiceKeyElsewhere {
+        /// The node.
+        name: X500Name,
+        /// The service.
+        service: X500Name,
+        /// What the module says, if there is one.
+        source: Option<RemoteError>,
+    },
     /// Development keys could not be made.
     #[error("no development keys could be made for {name}")]
     Issue {
@@ -196,6 +223,20 @@ pub enum NodeKeysError {
         /// What the system says.
         source: io::Error,
     },
+}
+
+impl NodeKeysError {
+    /// Whether a later start may succeed with the same configuration: the module is out of reach.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Hsm { source, .. } => source.is_transient(),
+            Self::KeyStore { source, .. } => {
+                matches!(&**source, KeyStoreError::Device { source, .. } if source.transient)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Reads the keys of a node and checks them as a peer would; in development mode makes those that are missing, and says
@@ -287,6 +328,7 @@ pub fn expiring(keys: &NodeKeys, now: UnixTime) -> Vec<Expiring> {
 pub(crate) struct Folder<'a> {
     options: &'a KeysOptions<'a>,
     passwords: (&'a str, &'a str),
+    devices: Devices,
 }
 
 /// What a certificates folder holds.
@@ -324,7 +366,16 @@ impl<'a> Folder<'a> {
                 "trustStorePassword",
             )?,
         );
-        Ok(Self { options, passwords })
+        let devices =
+            Devices::open(options.crypto_services).map_err(|source| NodeKeysError::Hsm {
+                name: options.legal_name.clone(),
+                source: Box::new(source),
+            })?;
+        Ok(Self {
+            options,
+            passwords,
+            devices,
+        })
     }
 
     /// Reads what is there, and judges nothing of it.
@@ -332,7 +383,8 @@ impl<'a> Folder<'a> {
         let missing = self.missing();
         if missing.is_empty() {
             let (key_store, trust_store) = self.passwords;
-            return NodeKeys::load(self.options.directory, key_store, trust_store)
+            let directory = self.options.directory;
+            return NodeKeys::load_with(&self.devices, directory, key_store, trust_store)
                 .map(Found::Keys)
                 .map_err(|source| self.key_store_error(source));
         }
@@ -465,15 +517,15 @@ impl<'a> Folder<'a> {
                      certificates of the development root: never hold anything of value on such a node"
                 );
                 let authority = CertificateAuthority::development();
-                NodeKeys::generate(&authority, options.legal_name, IDENTITY_SCHEME, now)
+                self.make_keys(&authority, now)
                     .map_err(|source| self.issue_error(source))?
             }
         };
         let keys = match options.notary_service {
             Some(service) => {
                 tracing::warn!(%service, "devMode: an INSECURE key of the notary service is being made");
-                let identity = CertificateAuthority::development()
-                    .service_identity(service, IDENTITY_SCHEME, now)
+                let identity = self
+                    .make_service(&CertificateAuthority::development(), service, now)
                     .map_err(|source| self.issue_error(source))?;
                 keys.with_notary_service(identity)
             }
@@ -482,6 +534,52 @@ impl<'a> Folder<'a> {
         self.save(&keys)?;
         drop(lock);
         Ok(keys)
+    }
+
+    /// Keys certified by `authority`, kept where the configuration says.
+    pub(crate) fn make_keys(
+        &self,
+        authority: &CertificateAuthority,
+        now: UnixTime,
+    ) -> Result<NodeKeys, IssueError> {
+        let name = self.options.legal_name;
+        NodeKeys::generate_with(&self.devices, authority, name, IDENTITY_SCHEME, now)
+    }
+
+    /// A notary service's key certified by `authority`, kept where the configuration says.
+    pub(crate) fn make_service(
+        &self,
+        authority: &CertificateAuthority,
+        service: &X500Name,
+        now: UnixTime,
+    ) -> Result<Identity, IssueError> {
+        let key = self
+            .devices
+            .make(KeyPurpose::NotaryService, IDENTITY_SCHEME)
+            .map_err(|source| IssueError::Key {
+                subject: service.clone(),
+                source,
+            })?;
+        authority.certified_service(service, key, now)
+    }
+
+    /// A service's identity that another node has as well, for this one.
+    pub(crate) fn share_service(&self, service: &Identity) -> Result<Identity, NodeKeysError> {
+        let elsewhere = |source| NodeKeysError::ServiceKeyElsewhere {
+            name: self.options.legal_name.clone(),
+            service: service.name().clone(),
+            source,
+        };
+        let purpose = KeyPurpose::NotaryService;
+        match (self.devices.keeps(purpose), service.key().is_remote()) {
+            (false, false) => Ok(service.clone()),
+            (true, true) => {
+                let found = self.devices.find(purpose, service.key().public());
+                let key = found.map_err(|source| elsewhere(Some(source)))?;
+                Identity::new(key, service.path().clone()).map_err(|_| elsewhere(None))
+            }
+            _ => Err(elsewhere(None)),
+        }
     }
 
     /// An error of making keys, with the name of the node.

@@ -22,6 +22,7 @@ fn development<'a>(directory: &'a Path, legal_name: &'a X500Name) -> KeysOptions
         notary_service: None,
         key_store_password: None,
         trust_store_password: None,
+        crypto_services: None,
         dev_mode: true,
     }
 }

@@ -119,7 +119,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<std::process::ExitCode> 
     let (service, handle) = Service::new(
         Identity {
             party: notary,
-            key,
+            key: key.into(),
             owner,
         },
         Options::default(),

@@ -122,6 +122,17 @@ pub enum BootstrapError {
         /// The other.
         second: X500Name,
     },
+    /// Two nodes with one key in a hardware security module.
+    #[error(
+        "{first} and {second} have the same identity key in a hardware security module; give each node aliases of its own: \
+         identityKeyAlias, clientCaKeyAlias and tlsKeyAlias in enterpriseConfiguration"
+    )]
+    SharedKey {
+        /// One node.
+        first: X500Name,
+        /// The other.
+        second: X500Name,
+    },
     /// The keys of a node.
     #[error("the keys of the node in {} cannot be used", .directory.display())]
     Keys {

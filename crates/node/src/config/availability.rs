@@ -138,9 +138,7 @@ pub(super) fn decode(
     ] {
         enterprise.unneeded(key, "there is nothing of this kind here");
     }
-    for key in ["ledgerRecoveryConfiguration", "identityKeyAlias"] {
-        enterprise.ignored(key, "this is not supported");
-    }
+    enterprise.ignored("ledgerRecoveryConfiguration", "this is not supported");
     exclusion
 }
 

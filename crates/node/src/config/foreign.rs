@@ -126,16 +126,10 @@ const WITHOUT_EFFECT: &[(&[&str], &str)] = &[
 ];
 
 /// Refused: going on without them would be something else than what was asked for.
-const REFUSED: &[(&str, &str)] = &[
-    (
-        "relay",
-        "tunnels to a relay are not supported; forward the port by other means and remove this section",
-    ),
-    (
-        "cryptoServiceConf",
-        "keys in a hardware security module are not supported; remove this to keep them in files",
-    ),
-];
+const REFUSED: &[(&str, &str)] = &[(
+    "relay",
+    "tunnels to a relay are not supported; forward the port by other means and remove this section",
+)];
 
 pub(super) fn decode(root: &Section<'_>) {
     for (keys, why) in UNNEEDED {
@@ -163,13 +157,6 @@ pub(super) fn decode(root: &Section<'_>) {
         root.problem(
             "crlCheckSoftFail",
             "certificate revocation lists are not consulted, so a check cannot be enforced; write true to go without",
-        );
-    }
-    let crypto = root.raw_text("cryptoServiceName");
-    if crypto.is_some_and(|name| name != "BC_SIMPLE") {
-        root.problem(
-            "cryptoServiceName",
-            "keys in a hardware security module are not supported; write BC_SIMPLE, or remove it, to keep them in files",
         );
     }
 }

@@ -488,7 +488,7 @@ fn values_that_cannot_be_are_refused_with_the_way_out() {
         (
             "cryptoServiceName = UTIMACO",
             "cryptoServiceName",
-            "hardware security module",
+            "write PKCS11",
         ),
         ("crlCheckSoftFail = false", "crlCheckSoftFail", "write true"),
         (

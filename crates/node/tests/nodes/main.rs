@@ -8,6 +8,7 @@
 
 mod app;
 mod audit;
+mod hsm;
 mod leases;
 mod lifecycle;
 mod notaries;

@@ -49,6 +49,14 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// What was read from a file that `key` of this section names. Its keys are reported below that of the file.
+    pub fn read_elsewhere<'b>(&self, key: &str, value: &'b Value) -> Section<'b>
+    where
+        'a: 'b,
+    {
+        Section::at(self.report, self.full(key), Some(value))
+    }
+
     /// Whether the section was written at all.
     pub fn is_present(&self) -> bool {
         self.members.is_some()
