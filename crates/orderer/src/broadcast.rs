@@ -20,8 +20,6 @@ use quorate_fabric::msp::Signer;
 use quorate_fabric::proto::common::{HeaderType, Status};
 use quorate_fabric::proto::orderer::BroadcastResponse;
 use quorate_identity::UnixTime;
-use quorate_runtime::metrics::Metrics;
-use quorate_runtime::metrics::families::{HistogramVec, IntCounterVec};
 use quorate_runtime::{Clock, Entropy};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, warn};
@@ -29,6 +27,7 @@ use tracing::{debug, warn};
 use crate::channel::{Ack, ChannelHandle, Pending, Submission, SubmitError, View};
 use crate::checks::{self, Class, Kind, Refusal, Rules, UpdateContext};
 use crate::grpc::{Caller, Requests, Responses};
+use crate::metrics::Broadcast as BroadcastMetrics;
 
 /// The name under which operators know these log lines.
 const LOG: &str = "orderer.common.broadcast";
@@ -44,11 +43,6 @@ const MAX_CHECKED_AT_ONCE: usize = 32;
 
 /// What metrics say of what cannot be told, and of names that anybody could make up.
 const UNKNOWN: &str = "unknown";
-
-/// Fabric's buckets for durations, in seconds.
-const BUCKETS: [f64; 11] = [
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-];
 
 /// What an orderer knows of a channel by its name.
 #[derive(Debug, Clone)]
@@ -69,39 +63,6 @@ pub trait Channels: Send + Sync + 'static {
 
 /// Sees every envelope as it came, for `Debug.BroadcastTraceDir`.
 pub type Trace = Arc<dyn Fn(&str, &Bytes) + Send + Sync>;
-
-/// The metrics of Broadcast.
-#[derive(Clone)]
-struct BroadcastMetrics {
-    validate_duration: HistogramVec,
-    enqueue_duration: HistogramVec,
-    processed_count: IntCounterVec,
-}
-
-impl BroadcastMetrics {
-    fn new(metrics: &Metrics) -> Self {
-        let labels = ["channel", "type", "status"];
-        Self {
-            validate_duration: metrics.histogram_family(
-                "broadcast_validate_duration",
-                "The time to validate a transaction in seconds.",
-                &BUCKETS,
-                &labels,
-            ),
-            enqueue_duration: metrics.histogram_family(
-                "broadcast_enqueue_duration",
-                "The time to enqueue a transaction in seconds.",
-                &BUCKETS,
-                &labels,
-            ),
-            processed_count: metrics.counter_family(
-                "broadcast_processed_count",
-                "The number of transactions processed.",
-                &labels,
-            ),
-        }
-    }
-}
 
 /// Threads that check messages, beside the asynchronous ones. Shared by all streams and by what other orderers
 /// forward; cheap to clone.
@@ -304,14 +265,14 @@ impl Broadcast {
         channels: Arc<dyn Channels>,
         checker: Checker,
         ack: Ack,
-        metrics: &Metrics,
+        metrics: &BroadcastMetrics,
         trace: Option<Trace>,
     ) -> Self {
         Self {
             channels,
             checker,
             ack,
-            metrics: BroadcastMetrics::new(metrics),
+            metrics: metrics.clone(),
             trace,
         }
     }
@@ -499,8 +460,8 @@ impl Broadcast {
         let spent = self.checker.clock.monotonic().saturating_sub(started);
         self.metrics
             .validate_duration
-            .with_label_values(&labels.with(status))
-            .observe(spent.as_secs_f64());
+            .with(labels.with(status))
+            .observe(spent);
         Judged {
             labels,
             outcome,
@@ -556,15 +517,9 @@ impl Broadcast {
         let labels = queued.labels.with(status);
         if queued.enqueued {
             let spent = self.checker.clock.monotonic().saturating_sub(queued.since);
-            self.metrics
-                .enqueue_duration
-                .with_label_values(&labels)
-                .observe(spent.as_secs_f64());
+            self.metrics.enqueue_duration.with(labels).observe(spent);
         }
-        self.metrics
-            .processed_count
-            .with_label_values(&labels)
-            .inc();
+        self.metrics.processed_count.with(labels).inc();
         drop(queued.permit);
         BroadcastResponse {
             status: status.into(),

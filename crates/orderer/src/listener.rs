@@ -23,7 +23,7 @@ use bytes::Bytes;
 use quorate_fabric::config::duration::GoDuration;
 use quorate_identity::mutual_tls::{CertificateFacts, ServerTls, failure_text};
 use quorate_runtime::Tasks;
-use quorate_runtime::metrics::{IntCounter, Metrics};
+use quorate_runtime::metrics::IntCounter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -34,6 +34,8 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
+
+use crate::metrics::Grpc;
 
 /// Connections of one listener, at most.
 pub const MAX_CONNECTIONS: usize = 16_384;
@@ -151,7 +153,7 @@ impl Listener {
     }
 
     /// Serves until `tasks` are asked to stop; then open calls have [`DRAIN`] to end.
-    pub fn serve(self, routes: Routes, metrics: &Metrics, tasks: &Tasks) {
+    pub fn serve(self, routes: Routes, metrics: &Grpc, tasks: &Tasks) {
         let (accepted, incoming) = mpsc::channel(ACCEPTED_QUEUE);
         let cut = CancellationToken::new();
         let name = self
@@ -169,14 +171,8 @@ impl Listener {
             cut: cut.clone(),
             connections: Arc::default(),
             pending: Mutex::default(),
-            opened: metrics.counter(
-                "grpc_comm_conn_opened",
-                "gRPC connections opened. Open minus closed is the active number of connections.",
-            ),
-            closed: metrics.counter(
-                "grpc_comm_conn_closed",
-                "gRPC connections closed. Open minus closed is the active number of connections.",
-            ),
+            opened: metrics.conn_opened.clone(),
+            closed: metrics.conn_closed.clone(),
         });
         tasks.spawn(
             format!("accept on {name}"),

@@ -7,6 +7,7 @@
 //! Dashboards for Fabric also look at metrics of Go's runtime and of etcd's log. Those that have a counterpart here are
 //! served with its value, see `process`; the others exist and stay zero.
 
+mod disk;
 mod process;
 mod timing;
 
@@ -18,6 +19,7 @@ use quorate_runtime::Metrics;
 use quorate_runtime::metrics::families::{IntCounterVec, IntGaugeVec};
 use quorate_runtime::metrics::{Histogram, IntCounter, IntGauge};
 
+pub use disk::MeasuredDisk;
 pub use process::Process;
 #[cfg(test)]
 pub(crate) use timing::MAX_SAMPLES;

@@ -35,7 +35,7 @@ pub use self::incarnation::{IncarnationError, Incarnations};
 pub use self::trust::Trust;
 use crate::admin::{ChannelInfo, ChannelStatus, ConsensusRelation, JoinError, RemoveError};
 use crate::broadcast::Checker;
-use crate::channel::{ChannelHandle, ChannelMetrics};
+use crate::channel::ChannelHandle;
 use crate::checks::Rules;
 use crate::cluster::Transport;
 use crate::follower::Follower;
@@ -84,9 +84,7 @@ pub struct Premises {
     pub clock: Clock,
     /// Nonces, jitter, names.
     pub entropy: Entropy,
-    /// What operators see of channels.
-    pub channel_metrics: ChannelMetrics,
-    /// What they see of our part in them.
+    /// What operators see of channels, and of our part in them.
     pub metrics: OrdererMetrics,
 }
 

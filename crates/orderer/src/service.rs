@@ -30,14 +30,14 @@ use tonic::service::Routes;
 use tracing::{info, warn};
 
 use crate::broadcast::{Broadcast, Checker};
-use crate::channel::{Ack, ChannelMetrics};
+use crate::channel::Ack;
 use crate::checks::Rules;
 use crate::cluster::{Transport, TransportOptions, track_expiry};
 use crate::deliver::{DeliverOptions, DeliverService};
 use crate::grpc::AtomicBroadcastServer;
 use crate::https::Endpoint;
 use crate::listener::{ListenError, Listener, ListenerOptions};
-use crate::metrics::{self, OrdererMetrics};
+use crate::metrics::{MeasuredDisk, OrdererMetrics};
 use crate::operations::Operations;
 use crate::options::{self, BootstrapMethod, MetricsProvider, Options, OptionsError, Tls};
 use crate::registrar::{Incarnations, Premises, Registrar, RegistrarError, Trust};
@@ -239,13 +239,12 @@ impl Orderer {
 
         // What is durable.
         let (ledgers, incarnations, log, recovered) = {
-            let (options, metrics) = (options.clone(), metrics.ledger.clone());
+            let (options, metrics, clock) = (options.clone(), metrics.clone(), clock.clone());
             blocking("opening ledgers and log", move || {
-                open_disk(&options, &metrics)
+                open_disk(&options, &metrics, clock)
             })
             .await??
         };
-        let registry = metrics.registry().clone();
         let transport = Transport::new(
             TransportOptions::of(general),
             doors.client.clone(),
@@ -292,7 +291,6 @@ impl Orderer {
                 eviction_suspicion: options.consensus.eviction_suspicion,
                 clock: clock.clone(),
                 entropy: entropy.clone(),
-                channel_metrics: ChannelMetrics::new(&registry),
                 metrics: metrics.clone(),
             },
             &tasks,
@@ -305,7 +303,7 @@ impl Orderer {
             options::Ack::Enqueued => Ack::Enqueued,
             options::Ack::Committed => Ack::Committed,
         };
-        let broadcast = Broadcast::new(channels.clone(), checker, ack, &registry, None);
+        let broadcast = Broadcast::new(channels.clone(), checker, ack, &metrics.broadcast, None);
         let deliver = DeliverService::new(
             channels.clone(),
             DeliverOptions {
@@ -337,12 +335,13 @@ impl Orderer {
             operations: operations_endpoint.address(),
         };
         let routes = Routes::new(clients);
+        let connections = &metrics.grpc;
         match cluster_listener {
             Some(listener) => {
-                listener.serve(Routes::new(steps), &registry, &tasks);
-                general_listener.serve(routes, &registry, &tasks);
+                listener.serve(Routes::new(steps), connections, &tasks);
+                general_listener.serve(routes, connections, &tasks);
             }
-            None => general_listener.serve(routes.add_service(steps), &registry, &tasks),
+            None => general_listener.serve(routes.add_service(steps), connections, &tasks),
         }
         if let Some(endpoint) = admin_endpoint {
             let router = admin::router(
@@ -428,7 +427,11 @@ type Disk = (
     BTreeMap<quorate_consensus::GroupId, quorate_consensus::Recovered>,
 );
 
-fn open_disk(options: &Options, metrics: &metrics::Ledger) -> Result<Disk, OrdererError> {
+fn open_disk(
+    options: &Options,
+    metrics: &OrdererMetrics,
+    clock: Clock,
+) -> Result<Disk, OrdererError> {
     let wal = &options.consensus.wal_dir;
     let folders = [
         ("FileLedger.Location", &options.file_ledger.location),
@@ -442,7 +445,7 @@ fn open_disk(options: &Options, metrics: &metrics::Ledger) -> Result<Disk, Order
             source,
         })?;
     }
-    let ledgers = Ledgers::open_measured(&options.file_ledger.location, metrics)?;
+    let ledgers = Ledgers::open_measured(&options.file_ledger.location, &metrics.ledger)?;
     let incarnations = Incarnations::open(&options.file_ledger.location)?;
     let folder = wal.join(LOG_FOLDER);
     let disk = Folder::open(&folder).map_err(|source| OrdererError::Folder {
@@ -450,7 +453,10 @@ fn open_disk(options: &Options, metrics: &metrics::Ledger) -> Result<Disk, Order
         path: folder,
         source,
     })?;
-    let (log, recovered) = Log::open(Arc::new(disk), LogOptions::default())?;
+    let (log, recovered) = Log::open(
+        Arc::new(MeasuredDisk::new(disk, &metrics.etcd, clock)),
+        LogOptions::default(),
+    )?;
     let recovered = recovered
         .into_iter()
         .map(|group| (group.group(), group))

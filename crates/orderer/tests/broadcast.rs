@@ -24,6 +24,7 @@ use quorate_orderer::channel::{
 };
 use quorate_orderer::checks::Rules;
 use quorate_orderer::cluster::Member;
+use quorate_orderer::metrics::OrdererMetrics;
 use quorate_orderer::store::{BlockStore, Ledgers, StoredBlock};
 use quorate_runtime::{Clock, Entropy, Metrics, Tasks};
 use serde_json::Value;
@@ -76,7 +77,7 @@ struct Orderer {
     channels: Vec<ChannelHandle>,
     client: LocalMsp,
     entropy: Entropy,
-    metrics: Metrics,
+    metrics: OrdererMetrics,
     _folder: tempfile::TempDir,
     tasks: Tasks,
 }
@@ -87,7 +88,7 @@ impl Orderer {
         let tasks = Tasks::new("test");
         let clock = Clock::system();
         let entropy = Entropy::system();
-        let metrics = Metrics::new();
+        let metrics = OrdererMetrics::new(&Metrics::new(), false);
         let signer = Arc::new(
             LocalMsp::load(
                 &fixtures().join(
@@ -144,7 +145,7 @@ impl Orderer {
                 peers: Arc::new(Nobody),
                 replication: Arc::new(Nobody),
                 clock: clock.clone(),
-                metrics: ChannelMetrics::new(&metrics),
+                metrics: ChannelMetrics::of(&metrics),
                 begun: None,
             };
             channels.push(start(start_with, &tasks).unwrap());
@@ -158,7 +159,7 @@ impl Orderer {
             Arc::new(Only(channels.clone())),
             checker,
             ack,
-            &metrics,
+            &metrics.broadcast,
             None,
         );
         let client = LocalMsp::load(

@@ -391,13 +391,14 @@ impl Shell {
                     let clock = self.clock.clone();
                     let duration = self
                         .metrics
+                        .etcdraft
                         .data_persist_duration
-                        .with_label_values(&[self.name.as_str()]);
+                        .with([&self.name]);
                     self.log.append(
                         self.group,
                         write,
                         Box::new(move |result| {
-                            duration.observe((clock.monotonic() - started).as_secs_f64());
+                            duration.observe(clock.monotonic().saturating_sub(started));
                             let told = match (result, number) {
                                 (Ok(()), Some(number)) => Done::Written(number),
                                 (Ok(()), None) => return,
@@ -410,10 +411,16 @@ impl Shell {
                 }
                 Action::SaveSnapshot(snapshot) => {
                     let files = self.snapshots.clone();
+                    let started = self.clock.monotonic();
                     let saved = quorate_runtime::tasks::blocking("snapshot file", move || {
                         files.save(&snapshot)
                     })
                     .await;
+                    let spent = self.clock.monotonic().saturating_sub(started);
+                    self.metrics
+                        .etcd
+                        .snap_save_total
+                        .observe(spent.as_secs_f64());
                     // The log has what matters; the file is for operators.
                     if let Ok(Err(failure)) = saved {
                         warn!(target: LOG, channel = %self.name, node = self.core.raft_id(),
@@ -459,9 +466,10 @@ impl Shell {
         }
         for duration in self.core.fill_durations() {
             self.metrics
+                .blockcutter
                 .block_fill_duration
-                .with_label_values(&[self.name.as_str()])
-                .observe(duration.as_secs_f64());
+                .with([&self.name])
+                .observe(duration);
         }
         let gauges = self.core.gauges();
         self.metrics.show(&self.name, &self.gauges, &gauges);

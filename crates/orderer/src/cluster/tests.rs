@@ -178,7 +178,11 @@ impl Setup {
         };
         let listener = Listener::bind(&self.address, options).await.unwrap();
         let address = listener.local_address().unwrap();
-        listener.serve(Routes::new(service), &metrics, &tasks);
+        listener.serve(
+            Routes::new(service),
+            &crate::metrics::OrdererMetrics::new(&metrics, false).grpc,
+            &tasks,
+        );
         Node {
             transport,
             address,

@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use std::fmt::Write as _;
 
 use quorate_identity::mutual_tls::ClientTls;
+use quorate_runtime::Metrics;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -85,7 +86,11 @@ async fn start(options: ListenerOptions) -> (SocketAddr, Tasks, Metrics) {
     let (tasks, metrics) = (Tasks::new("listener"), Metrics::new());
     let listener = Listener::bind("127.0.0.1:0", options).await.unwrap();
     let address = listener.local_address().unwrap();
-    listener.serve(Routes::default(), &metrics, &tasks);
+    listener.serve(
+        Routes::default(),
+        &crate::metrics::OrdererMetrics::new(&metrics, false).grpc,
+        &tasks,
+    );
     (address, tasks, metrics)
 }
 

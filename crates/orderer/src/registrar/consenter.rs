@@ -14,7 +14,7 @@ use super::wiring::{ChannelPeers, ChannelReplication};
 use super::{LOG, Premises};
 use crate::channel::consenters::{Consenters, ConsentersError};
 use crate::channel::core::{Setup, SetupError};
-use crate::channel::{ChannelHandle, Start, start};
+use crate::channel::{ChannelHandle, ChannelMetrics, Start, start};
 use crate::store::{BlockStore, StoreError, StoredBlock};
 
 /// Bytes of entries in one append message to another consenter. One entry is a block, and a larger one travels alone.
@@ -199,7 +199,7 @@ impl Chain {
                 peers,
                 replication,
                 clock: premises.clock.clone(),
-                metrics: premises.channel_metrics.clone(),
+                metrics: ChannelMetrics::of(&premises.metrics),
                 begun: Some(Box::new(begun)),
             },
             tasks,

@@ -139,7 +139,11 @@ async fn serve(index: u64, behaviour: Behaviour, tasks: &Tasks) -> (String, Arc<
     };
     let listener = Listener::bind("127.0.0.1:0", options).await.unwrap();
     let address: SocketAddr = listener.local_address().unwrap();
-    listener.serve(Routes::new(service), &metrics, tasks);
+    listener.serve(
+        Routes::new(service),
+        &crate::metrics::OrdererMetrics::new(&metrics, false).grpc,
+        tasks,
+    );
     (address.to_string(), behaviour)
 }
 
