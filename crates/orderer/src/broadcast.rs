@@ -13,7 +13,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt as _};
 use quorate_fabric::envelope::{ChannelHeader, RawEnvelope};
 use quorate_fabric::msp::Signer;
@@ -60,9 +59,6 @@ pub trait Channels: Send + Sync + 'static {
     /// What is known under this name, which may be none.
     fn find(&self, channel: &str) -> Found;
 }
-
-/// Sees every envelope as it came, for `Debug.BroadcastTraceDir`.
-pub type Trace = Arc<dyn Fn(&str, &Bytes) + Send + Sync>;
 
 /// Threads that check messages, beside the asynchronous ones. Shared by all streams and by what other orderers
 /// forward; cheap to clone.
@@ -215,7 +211,6 @@ pub struct Broadcast {
     checker: Checker,
     ack: Ack,
     metrics: BroadcastMetrics,
-    trace: Option<Trace>,
 }
 
 /// What the metrics of one envelope are told apart by.
@@ -266,14 +261,12 @@ impl Broadcast {
         checker: Checker,
         ack: Ack,
         metrics: &BroadcastMetrics,
-        trace: Option<Trace>,
     ) -> Self {
         Self {
             channels,
             checker,
             ack,
             metrics: metrics.clone(),
-            trace,
         }
     }
 
@@ -341,9 +334,6 @@ impl Broadcast {
             .await
             .map_err(|_| tonic::Status::internal("the stream is closed"))?;
         let started = self.checker.clock.monotonic();
-        if let Some(trace) = &self.trace {
-            trace(peer, envelope.encoded());
-        }
         let found = self.find(peer, &envelope);
         Ok(Received {
             envelope,

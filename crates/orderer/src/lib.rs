@@ -23,3 +23,4 @@ pub mod replication;
 pub mod service;
 pub mod statsd;
 pub mod store;
+pub mod trace;

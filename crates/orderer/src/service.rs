@@ -43,7 +43,7 @@ use crate::options::{self, BootstrapMethod, MetricsProvider, Options, OptionsErr
 use crate::registrar::{Incarnations, Premises, Registrar, RegistrarError, Trust};
 use crate::replication::{PullerContext, PullerOptions};
 use crate::store::{Ledgers, StoreError};
-use crate::{admin, statsd};
+use crate::{admin, statsd, trace};
 
 const LOG: &str = "orderer.common.server";
 
@@ -303,7 +303,7 @@ impl Orderer {
             options::Ack::Enqueued => Ack::Enqueued,
             options::Ack::Committed => Ack::Committed,
         };
-        let broadcast = Broadcast::new(channels.clone(), checker, ack, &metrics.broadcast, None);
+        let broadcast = Broadcast::new(channels.clone(), checker, ack, &metrics.broadcast);
         let deliver = DeliverService::new(
             channels.clone(),
             DeliverOptions {
@@ -315,8 +315,18 @@ impl Orderer {
             &metrics.deliver,
         );
         let clients = AtomicBroadcastServer::new(
-            Arc::new(broadcast),
-            Arc::new(deliver),
+            trace::broadcast(
+                Arc::new(broadcast),
+                options.debug.broadcast_trace_dir.as_deref(),
+                &clock,
+                &tasks,
+            ),
+            trace::deliver(
+                Arc::new(deliver),
+                options.debug.deliver_trace_dir.as_deref(),
+                &clock,
+                &tasks,
+            ),
             usize::try_from(general.max_recv_msg_size).unwrap_or(usize::MAX),
             &metrics.grpc,
         );

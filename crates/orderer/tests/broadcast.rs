@@ -160,7 +160,6 @@ impl Orderer {
             checker,
             ack,
             &metrics.broadcast,
-            None,
         );
         let client = LocalMsp::load(
             &fixtures().join("crypto/peerOrganizations/org1.test/users/User1@org1.test/msp"),
