@@ -165,11 +165,12 @@ impl Connection {
         }
         // Some devices leave the packing away. The lengths tell, the first byte does not: a point begins with the same.
         let packed = |length: usize| {
-            (point.len() == length + 2
-                && point[0] == OCTET_STRING
-                && usize::from(point[1]) == length)
-                .then(|| &point[2..])
-                .unwrap_or(&point)
+            let header = point.len() == length + 2 && point[0] == OCTET_STRING;
+            if header && usize::from(point[1]) == length {
+                &point[2..]
+            } else {
+                &point[..]
+            }
         };
         let public = if parameters == P256_PARAMETERS {
             PublicKey::from_uncompressed_point(packed(65)).ok()
