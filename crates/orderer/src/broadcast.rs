@@ -240,7 +240,6 @@ struct Queued {
     labels: Labels,
     /// When it was queued.
     since: Duration,
-    config: bool,
     outcome: Result<Pending, Refusal>,
     enqueued: bool,
     permit: OwnedSemaphorePermit,
@@ -461,20 +460,18 @@ impl Broadcast {
 
     async fn queue(&self, judged: Judged) -> Queued {
         let since = self.checker.clock.monotonic();
-        let (config, enqueued, outcome) = match judged.outcome {
-            Err(refusal) => (false, false, Err(refusal)),
+        let (enqueued, outcome) = match judged.outcome {
+            Err(refusal) => (false, Err(refusal)),
             Ok((channel, submission)) => {
-                let config = submission.kind == Kind::Config;
                 // What comes behind a configuration update is judged by what the update makes of the channel, if it
                 // waits for it; nothing here can.
                 let queued = channel.enqueue(submission).await.map_err(refused);
-                (config, true, queued)
+                (true, queued)
             }
         };
         Queued {
             labels: judged.labels,
             since,
-            config,
             outcome,
             enqueued,
             permit: judged.permit,
@@ -491,8 +488,8 @@ impl Broadcast {
             Err(refusal) => (refusal.status, refusal.info),
         };
         let Labels { channel, kind } = &queued.labels;
-        let what = if queued.config {
-            "config update"
+        let what = if kind == HeaderType::ConfigUpdate.as_str_name() {
+            "config"
         } else {
             "normal"
         };

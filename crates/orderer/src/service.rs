@@ -631,7 +631,9 @@ fn endpoint(
     } else {
         ClientAuth::Optional
     };
-    server(section, tls, client_auth, roots, clock, &[b"http/1.1"])
+    // No protocol is negotiated, as at Fabric's REST listeners: rustls would refuse whoever offers others only, such as
+    // a client that speaks HTTP/1.0.
+    server(section, tls, client_auth, roots, clock, &[])
 }
 
 fn server(
