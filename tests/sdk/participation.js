@@ -58,11 +58,13 @@ async function participation(world) {
 }
 
 async function remove(world) {
-    return {
-        removed: await ask(world, 'DELETE', `${CHANNELS}/${world.channel}`),
-        again: await ask(world, 'DELETE', `${CHANNELS}/${world.channel}`),
-        list: await ask(world, 'GET', CHANNELS),
-    };
+    const path = `${CHANNELS}/${world.channel}`;
+    const removed = await ask(world, 'DELETE', path);
+    // The removal goes on after its answer, and is refused as long as it does.
+    const deadline = Date.now() + wire.PATIENCE;
+    let again;
+    do again = await ask(world, 'DELETE', path); while (again.status === 409 && Date.now() < deadline);
+    return { removed, again, list: await ask(world, 'GET', CHANNELS) };
 }
 
 module.exports = { participation, remove };
