@@ -4,7 +4,12 @@
 //! The scripts in `tests/sdk/` do what applications and tools do, and tell what they saw; here it is judged. They verify
 //! the chain with Node's cryptography, so that no code of ours vouches for code of ours.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "all of this is tests, their helpers included"
+)]
 
 mod node;
 mod orderer;
