@@ -135,7 +135,7 @@ impl Orderer {
         let listener = Listener::bind("127.0.0.1:0", options).await.unwrap();
         let address = listener.local_address().unwrap().to_string();
         let tasks = Tasks::new("test");
-        listener.serve(Routes::new(service), &registry, &tasks);
+        listener.serve(Routes::new(service), &metrics.grpc, &tasks);
         Self {
             address,
             channel,
