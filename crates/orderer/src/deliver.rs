@@ -1,8 +1,8 @@
 //! Deliver: blocks for whoever may read a channel.
 //!
-//! A client asks for a range of blocks ([`seek`]) and gets them one by one, the newest as they are made, until the
-//! range ends, the client loses its right to read ([`session`]), or the channel has no leader any more. What a request
-//! must be before it is looked at is in [`request`]. The order of all checks is Fabric's, because clients see which one
+//! A client asks for a range of blocks (`seek`) and gets them one by one, the newest as they are made, until the
+//! range ends, the client loses its right to read (`session`), or the channel has no leader any more. What a request
+//! must be before it is looked at is in `request`. The order of all checks is Fabric's, because clients see which one
 //! failed.
 //!
 //! Blocks leave as the ledger's bytes, undecoded. A stream holds one block at most and asks for the next when the

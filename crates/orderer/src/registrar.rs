@@ -1,6 +1,6 @@
 //! Which channels this orderer has, and what it is to each of them.
 //!
-//! One task owns that knowledge ([`Desk`]): it opens the chains on disk, joins and removes channels for the
+//! One task owns that knowledge (`Desk`): it opens the chains on disk, joins and removes channels for the
 //! participation API, turns a consenter that was removed into a follower and a follower that was added into a consenter.
 //! Everybody else reads a table that it replaces as a whole. What a consenter does is in [`crate::channel`], what a follower
 //! does in [`crate::follower`]; the way from a chain on disk to a running consenter is in `consenter`.
