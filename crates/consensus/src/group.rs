@@ -59,7 +59,8 @@ pub const MAX_COMMITTED_BYTES: u64 = 16 << 20;
 /// no part in elections until it holds a committed entry of the present leader's own term, that is, everything that
 /// was ever committed before. A member that joins ([`Group::join`]) and one that lost everything look the same from
 /// inside; it stays out of elections for [`JOIN_SILENCE`] election timeouts or until it has caught up. A leader that
-/// counts on entries which we do not have is the proof of a loss: [`GroupError::LogLost`].
+/// counts on entries which we do not have is the proof of a loss: [`GroupError::LogLost`]. The leader is told, and sends
+/// them again.
 pub struct Group {
     id: GroupId,
     options: Options,
@@ -363,7 +364,13 @@ impl Group {
                     last,
                 };
                 self.stand(Standing::Forgotten);
+                self.admit_loss(message, last);
                 return Err(lost);
+            }
+            MessageType::MsgAppendResponse
+                if leads && message.reject && message.term == raft.term =>
+            {
+                self.believe_loss(&message);
             }
             MessageType::MsgAppendResponse
                 if leads
@@ -842,6 +849,41 @@ impl Group {
         if raft.leader_id != 0 && raft.raft_log.committed > 0 && raft.commit_to_current_term() {
             self.stand(Standing::Whole);
         }
+    }
+
+    /// Takes a leader's heartbeat without what it says of our log, and tells the leader where our log ends. Leaders of
+    /// other implementations do not believe that: for them it is an old message.
+    fn admit_loss(&mut self, mut heartbeat: Message, last: u64) {
+        let mut loss = Message {
+            to: heartbeat.from,
+            index: heartbeat.commit,
+            reject: true,
+            reject_hint: last,
+            ..Default::default()
+        };
+        loss.set_msg_type(MessageType::MsgAppendResponse);
+        // What stands in our log behind this was never compared with the leader's.
+        heartbeat.commit = self.node.raft.raft_log.committed;
+        let _ = self.node.step(heartbeat);
+        self.repeatable();
+        loss.from = self.options.id;
+        loss.term = self.node.raft.term;
+        self.node.raft.msgs.push(loss);
+    }
+
+    /// A member whose log ends before what it once confirmed gets everything again. What was committed with its
+    /// confirmation stays committed: the leader never takes that back, and the member takes no part in electing another
+    /// before it has caught up. A belated refusal has the same effect, and costs a few messages.
+    fn believe_loss(&mut self, refusal: &Message) {
+        let Some(progress) = self.node.raft.mut_prs().get_mut(refusal.from) else {
+            return;
+        };
+        if refusal.reject_hint >= progress.matched {
+            return;
+        }
+        progress.matched = 0;
+        progress.become_probe();
+        progress.next_idx = refusal.reject_hint + 1;
     }
 
     fn stand(&mut self, standing: Standing) {

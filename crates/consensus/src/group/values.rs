@@ -213,8 +213,8 @@ pub enum GroupError {
     /// The leader counts on entries that this member confirmed and no longer has.
     #[error(
         "the leader {leader} knows that member {id} had stored entry {confirmed}, but its log ends at {last}: the log \
-         was lost. The member takes no part in elections until it has caught up; a new leader sends it everything \
-         again (move the leadership or restart the leader), or remove the member and add it anew"
+         was lost. The member takes no part in elections until it has caught up. It asks for everything again; a \
+         leader that runs Fabric's orderer does not hear that, so if one leads, move the leadership or restart it"
     )]
     LogLost {
         /// Own id.
