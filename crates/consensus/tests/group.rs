@@ -331,6 +331,33 @@ fn a_member_that_lost_its_log_is_noticed_does_not_vote_and_is_healed_by_a_new_le
 }
 
 #[test]
+fn a_member_that_lost_its_log_gets_it_again_from_the_leader_that_leads() {
+    let mut cluster = Cluster::new(&[1, 2, 3]);
+    cluster.elect(1);
+    let term = cluster.group(1).status().term;
+    for text in ["a", "b", "c"] {
+        cluster.propose(1, text);
+    }
+    // One comes back with nothing, and knows it; another as if the group were new.
+    let log = Log::in_memory();
+    let group = Group::forgotten(group_id(2), options(2), Arc::new(log.clone())).unwrap();
+    cluster.add(2, group, log);
+    cluster.tick(5);
+    assert_eq!(cluster.texts(2), ["a", "b", "c"]);
+    let log = Log::in_memory();
+    let group = Group::create(group_id(3), options(3), &[1, 2, 3], Arc::new(log.clone())).unwrap();
+    cluster.add(3, group, log);
+    cluster.tick(5);
+    assert_eq!(cluster.texts(3), ["a", "b", "c"]);
+    let status = cluster.group(1).status();
+    assert_eq!((status.term, status.role.state), (term, GroupState::Leader));
+    cluster.propose(1, "d");
+    assert_eq!(cluster.texts(2), ["a", "b", "c", "d"]);
+    assert_eq!(cluster.texts(3), ["a", "b", "c", "d"]);
+    cluster.hand_over(1, 3);
+}
+
+#[test]
 fn nonsense_is_refused_and_harms_nobody() {
     let mut cluster = Cluster::new(&[1, 2]);
     cluster.elect(1);

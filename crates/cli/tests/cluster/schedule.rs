@@ -143,7 +143,9 @@ async fn inflict(
             let latest = latest_config(network, leader).await.encode_to_vec();
             network.run(follower).await;
             network.orderers[follower].join(&latest).await;
-            network.orderers[follower].becomes("consenter", "active").await;
+            network.orderers[follower]
+                .becomes("consenter", "active")
+                .await;
             served
         }
         Fault::LoseLog => {

@@ -50,7 +50,10 @@ async fn a_new_leader_serves_soon_after_the_death_of_the_old_one() {
     }
     let mut books = load.stop().await;
     books.extend(probes);
-    println!("served after {times:?}, at most {:?} wanted", rules.takeover());
+    println!(
+        "served after {times:?}, at most {:?} wanted",
+        rules.takeover()
+    );
     judge(&network, &all, &books).await;
     // One vote may be split, or the machine busy; not most of the time.
     times.sort();

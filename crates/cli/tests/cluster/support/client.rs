@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
+use prost::Message as _;
 use quorate_fabric::config::{ChannelConfig, compute_update, sign_update};
 use quorate_fabric::envelope::{RawEnvelope, sign, tx_id};
 use quorate_fabric::msp::{LocalMsp, Signer};
 use quorate_fabric::proto::common::{
     ChannelHeader, Config, ConfigUpdateEnvelope, HeaderType, Payload, Status,
 };
-use prost::Message as _;
 use quorate_orderer::grpc::{AtomicBroadcastClient, DeliverResponse, Position, SeekRequest};
 use quorate_orderer::store::StoredBlock;
 use tokio::task::JoinHandle;
@@ -75,7 +75,11 @@ impl Line {
     }
 
     /// All blocks below `height`.
-    pub(crate) async fn chain(&self, height: u64, reader: &LocalMsp) -> Result<Vec<StoredBlock>, String> {
+    pub(crate) async fn chain(
+        &self,
+        height: u64,
+        reader: &LocalMsp,
+    ) -> Result<Vec<StoredBlock>, String> {
         let request = SeekRequest {
             fail_if_not_ready: true,
             best_effort: true,
@@ -101,7 +105,9 @@ impl Line {
                 }
             }
         };
-        timeout(super::PATIENCE, work).await.map_err(|_| "no answer".to_owned())?
+        timeout(super::PATIENCE, work)
+            .await
+            .map_err(|_| "no answer".to_owned())?
     }
 }
 
@@ -133,7 +139,11 @@ fn envelope(kind: HeaderType, data: Vec<u8>, signer: &LocalMsp) -> RawEnvelope {
 
 /// A transaction, named by its words.
 pub(crate) fn transaction(words: &str, signer: &LocalMsp) -> RawEnvelope {
-    envelope(HeaderType::EndorserTransaction, words.as_bytes().to_vec(), signer)
+    envelope(
+        HeaderType::EndorserTransaction,
+        words.as_bytes().to_vec(),
+        signer,
+    )
 }
 
 /// The message that changes the channel's configuration.
@@ -234,7 +244,13 @@ impl Load {
                 begin.elapsed() < super::PATIENCE,
                 "{more} more envelopes are not acknowledged within {:?}; the last refusals: {:?}",
                 super::PATIENCE,
-                self.refusals.lock().unwrap().iter().rev().take(10).collect::<Vec<_>>()
+                self.refusals
+                    .lock()
+                    .unwrap()
+                    .iter()
+                    .rev()
+                    .take(10)
+                    .collect::<Vec<_>>()
             );
             sleep(Duration::from_millis(5)).await;
         }

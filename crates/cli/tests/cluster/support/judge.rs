@@ -96,7 +96,11 @@ fn look_up(chain: &[StoredBlock], books: &Books) {
         .iter()
         .filter(|(name, answer)| *answer == Answer::Acknowledged && !ordered.contains_key(name))
         .collect();
-    assert!(lost.is_empty(), "{} acknowledged and lost: {lost:?}", lost.len());
+    assert!(
+        lost.is_empty(),
+        "{} acknowledged and lost: {lost:?}",
+        lost.len()
+    );
     let sent: BTreeSet<&String> = books.iter().map(|(name, _)| name).collect();
     let invented: Vec<_> = ordered.keys().filter(|name| !sent.contains(name)).collect();
     assert!(invented.is_empty(), "nobody sent these: {invented:?}");

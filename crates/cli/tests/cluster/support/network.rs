@@ -101,7 +101,8 @@ impl Network {
                 &[5; 24],
             )
             .unwrap();
-        let admin = here.join("crypto/ordererOrganizations/orderer.test/users/Admin@orderer.test/msp");
+        let admin =
+            here.join("crypto/ordererOrganizations/orderer.test/users/Admin@orderer.test/msp");
         let mut network = Self {
             switch,
             orderers,
@@ -170,7 +171,10 @@ impl Drop for Network {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.directory.disable_cleanup(true);
-            println!("logs and ledgers are in {}", self.directory.path().display());
+            println!(
+                "logs and ledgers are in {}",
+                self.directory.path().display()
+            );
         }
     }
 }
@@ -195,7 +199,8 @@ fn configtx(members: &[Orderer], rules: &Rules) -> String {
         election_tick,
         snapshot_bytes,
     } = rules;
-    let signature = |msp: &str, role: &str| format!("{{Type: Signature, Rule: \"OR('{msp}.{role}')\"}}");
+    let signature =
+        |msp: &str, role: &str| format!("{{Type: Signature, Rule: \"OR('{msp}.{role}')\"}}");
     let organisation = |msp: &str| {
         format!(
             "{{Readers: {}, Writers: {}, Admins: {}, Endorsement: {}}}",
@@ -281,7 +286,8 @@ impl Orderer {
 
     fn own(&self) -> PathBuf {
         let number = self.number;
-        self.crypto.join(format!("orderers/orderer{number}.orderer.test"))
+        self.crypto
+            .join(format!("orderers/orderer{number}.orderer.test"))
     }
 
     /// A file of its TLS folder.
@@ -380,7 +386,12 @@ Quorate:
     pub(crate) async fn ready(&mut self) {
         until("the orderer serves", async || {
             let ended = self.child.as_mut().unwrap().try_wait().unwrap();
-            assert!(ended.is_none(), "orderer{} ended: {}", self.number, self.log());
+            assert!(
+                ended.is_none(),
+                "orderer{} ended: {}",
+                self.number,
+                self.log()
+            );
             self.log().contains(READY).then_some(())
         })
         .await;
@@ -407,7 +418,13 @@ Quorate:
     /// Kills it, as a power cut would.
     pub(crate) fn kill(&mut self) {
         let mut child = self.child.take().unwrap();
-        assert_eq!(child.try_wait().unwrap(), None, "orderer{} had ended: {}", self.number, self.log());
+        assert_eq!(
+            child.try_wait().unwrap(),
+            None,
+            "orderer{} had ended: {}",
+            self.number,
+            self.log()
+        );
         child.kill().unwrap();
         child.wait().unwrap();
     }
@@ -436,7 +453,9 @@ Quorate:
         let user = self.crypto.join("users/Admin@orderer.test/tls");
         let read = |file: &str| fs::read(user.join(file)).unwrap();
         let tls = ClientTls {
-            credentials: Some(Credentials::from_pem(&read("client.crt"), &read("client.key")).unwrap()),
+            credentials: Some(
+                Credentials::from_pem(&read("client.crt"), &read("client.key")).unwrap(),
+            ),
             roots: Roots::from_pem([read("ca.crt").as_slice()]).unwrap(),
             clock: Arc::new(|| UnixTime(super::now_micros() / 1_000_000)),
             alpn: Vec::new(),
@@ -457,7 +476,9 @@ Quorate:
 
     /// How many blocks it has.
     pub(crate) async fn height(&self) -> u64 {
-        self.describe().await.map_or(0, |described| described.height)
+        self.describe()
+            .await
+            .map_or(0, |described| described.height)
     }
 
     /// Waits until it is this to the channel, with this status.
