@@ -55,7 +55,7 @@ impl Replication for Nobody {
     fn fetch(&self, _: u64, _: u64) -> BoxFuture<'static, Vec<StoredBlock>> {
         Box::pin(std::future::pending())
     }
-    fn evicted(&self, _: u64) -> BoxFuture<'static, Option<u64>> {
+    fn evicted(&self) -> BoxFuture<'static, Option<u64>> {
         Box::pin(std::future::pending())
     }
 }

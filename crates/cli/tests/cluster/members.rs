@@ -112,7 +112,6 @@ async fn a_consenter_is_added_and_counts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a leader that was removed suspects its eviction and does not become a follower"]
 async fn a_removed_leader_follows_and_comes_back() {
     let _alone = Alone::begin().await;
     let network = Network::start(4, 4, &Rules::default()).await;

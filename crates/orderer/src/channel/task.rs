@@ -66,9 +66,9 @@ pub trait Replication: Send + Sync + 'static {
     /// Blocks from `first` on, verified and in order: at least one, none above `last`. Tries until it has some.
     fn fetch(&self, first: u64, last: u64) -> BoxFuture<'static, Vec<StoredBlock>>;
 
-    /// Asks the others for the newest configuration block, beyond `height` blocks of ours. `Some(number)` when it
-    /// does not name us; `None` when it does, or when nobody who knows more than we do could be asked.
-    fn evicted(&self, height: u64) -> BoxFuture<'static, Option<u64>>;
+    /// Asks the others for the newest configuration block. `Some(number)` when it does not name us; `None` when it
+    /// does, or when nobody who knows as much as we do could be asked.
+    fn evicted(&self) -> BoxFuture<'static, Option<u64>>;
 }
 
 /// With what a channel is started.
@@ -458,7 +458,7 @@ impl Shell {
                 Action::CatchUp { first, last } => self.fetch(first, last),
                 Action::SuspectEviction(_) => {
                     if self.suspecting.is_none() {
-                        self.suspecting = Some(self.replication.evicted(self.store.height()));
+                        self.suspecting = Some(self.replication.evicted());
                     }
                 }
                 Action::Halt(reason) => halt = Some(reason),

@@ -117,8 +117,10 @@ impl Replication for ChannelReplication {
         })
     }
 
-    fn evicted(&self, height: u64) -> BoxFuture<'static, Option<u64>> {
+    fn evicted(&self) -> BoxFuture<'static, Option<u64>> {
         let puller = self.puller();
+        // A leader that orders its own removal has the block that says so, and may never hear that its term is over.
+        let known = self.store.last_config_number().unwrap_or(0);
         let premises = self.premises.clone();
         Box::pin(async move {
             let (puller, trusted) = puller?;
@@ -127,7 +129,7 @@ impl Replication for ChannelReplication {
                 // The orderers may be others than those that we knew.
                 Err(_) => puller.last_config_block(None).await.ok()?,
             };
-            if block.number() < height {
+            if block.number() < known {
                 return None;
             }
             let config = ChannelConfig::from_block(&block.block()).ok()?;
