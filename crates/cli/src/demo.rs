@@ -7,6 +7,7 @@
 mod cash;
 mod failover;
 mod haproxy;
+mod orderer;
 mod thief;
 mod timeline;
 mod witness;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use quorate_flow::Flow;
 use quorate_rpc::api::FlowState;
 use quorate_rpc::{Client, RunningFlow};
@@ -45,6 +46,9 @@ const NOTARY: &str = "Notary";
 /// See it work: a node on two instances is killed in the midst of payments, and goes on
 #[derive(Args)]
 pub(crate) struct Arguments {
+    /// What to show: the node with its standby unless given
+    #[arg(value_enum)]
+    scenario: Option<Scenario>,
     /// Without a standby: three nodes issue and pay cash, cheat, and are killed
     #[arg(long, conflicts_with = "haproxy")]
     cash: bool,
@@ -62,7 +66,17 @@ pub(crate) struct Arguments {
     postgres: bool,
 }
 
+/// What there is to see besides the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Scenario {
+    /// Three orderers order ten thousand messages while their leader dies
+    Orderer,
+}
+
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
+    if let Some(Scenario::Orderer) = arguments.scenario {
+        return unless_stopped(orderer::show(arguments.dir, arguments.keep)).await;
+    }
     let engine = if arguments.postgres {
         Engine::Postgres
     } else {

@@ -38,7 +38,7 @@ const HTTP_PATIENCE: Duration = Duration::from_secs(5);
 /// Largest answer that is read over HTTP, in bytes.
 const MAX_HTTP_BYTES: u64 = 8 * 1024 * 1024;
 /// This very program, also when its file has been replaced by another one since.
-const PROGRAM: &str = "/proc/self/exe";
+pub(crate) const PROGRAM: &str = "/proc/self/exe";
 /// The ports of a node.
 const PORTS: usize = 4;
 /// How many lines of a node's output an error shows.
@@ -82,9 +82,18 @@ pub(crate) struct Plan {
 
 /// A directory that may be temporary.
 #[derive(Debug)]
-enum Directory {
+pub(crate) enum Directory {
     Temporary(tempfile::TempDir),
     Kept(PathBuf),
+}
+
+impl Directory {
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Temporary(directory) => directory.path(),
+            Self::Kept(path) => path,
+        }
+    }
 }
 
 /// A network on this machine.
@@ -101,7 +110,7 @@ pub(crate) struct LocalNetwork {
 impl LocalNetwork {
     /// Makes everything that the nodes need to start; starts none of them.
     pub(crate) fn prepare(plan: &Plan) -> Result<Self> {
-        let directory = directory(plan)?;
+        let directory = directory(plan.directory.as_deref(), plan.keep)?;
         let postgres = match plan.engine {
             Engine::Sqlite => None,
             Engine::Postgres => Some(Postgres::start(&PostgresOptions::default())?),
@@ -203,10 +212,7 @@ impl LocalNetwork {
 
     /// The directory with the nodes' directories.
     pub(crate) fn path(&self) -> &Path {
-        match &self.directory {
-            Directory::Temporary(directory) => directory.path(),
-            Directory::Kept(path) => path,
-        }
+        self.directory.path()
     }
 
     /// Whether the directory stays.
@@ -233,13 +239,14 @@ impl LocalNetwork {
     }
 }
 
-fn directory(plan: &Plan) -> Result<Directory> {
-    let Some(path) = &plan.directory else {
+/// A new temporary directory, or the one that somebody wants it in.
+pub(crate) fn directory(wanted: Option<&Path>, keep: bool) -> Result<Directory> {
+    let Some(path) = wanted else {
         let directory = tempfile::Builder::new()
             .prefix("quorate-network-")
             .tempdir()
             .context("making a temporary directory")?;
-        return Ok(if plan.keep {
+        return Ok(if keep {
             Directory::Kept(directory.keep())
         } else {
             Directory::Temporary(directory)
@@ -256,7 +263,7 @@ fn directory(plan: &Plan) -> Result<Directory> {
 }
 
 /// Ports that were free just now. All are held until the last is found, so that they differ.
-fn free_ports(count: usize) -> Result<Vec<u16>> {
+pub(crate) fn free_ports(count: usize) -> Result<Vec<u16>> {
     let listeners = (0..count)
         .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
         .collect::<Result<Vec<_>, _>>()
@@ -562,7 +569,7 @@ impl Drop for LocalNode {
 }
 
 /// A page by HTTP. Version 1.0, so that the answer comes in one piece and ends with the connection.
-async fn get(address: SocketAddr, page: &str) -> Result<(u16, String)> {
+pub(crate) async fn get(address: SocketAddr, page: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect(address).await?;
     let request = format!("GET {page} HTTP/1.0\r\nHost: {address}\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;

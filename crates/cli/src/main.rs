@@ -10,6 +10,7 @@ mod database;
 mod demo;
 mod holdings;
 mod local_network;
+mod local_orderers;
 mod network;
 mod node;
 mod obfuscate;

@@ -28,8 +28,8 @@ use quorate_identity::mutual_tls::{ClientTls, public_key};
 use quorate_runtime::{Clock, Entropy, Tasks};
 use tokio::time::Instant;
 
-pub(crate) use connection::{Destination, Link, Unconnected, dial};
-pub use connection::{RECONNECT_MAX, RECONNECT_MIN};
+pub(crate) use connection::{Destination, Unconnected, dial};
+pub use connection::{Link, RECONNECT_MAX, RECONNECT_MIN};
 pub use expiry::track_expiry;
 pub use service::{STRANGERS_MESSAGE_BYTES, StepService};
 

@@ -180,6 +180,12 @@ impl DeliverClient {
         })
     }
 
+    /// The calls themselves, for who wants many envelopes or blocks on one stream. They last as long as this client's
+    /// tasks. Answers may have `max_response_bytes` bytes.
+    pub fn calls(&self, max_response_bytes: usize) -> AtomicBroadcastClient<Link> {
+        AtomicBroadcastClient::new(self.link.clone(), max_response_bytes)
+    }
+
     /// The block. With `wait` the orderer may take its time until it has it, as long as our patience lasts; it only does
     /// so for the block after its newest. With `best_effort` it answers even if it knows no leader.
     ///

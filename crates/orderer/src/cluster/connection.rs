@@ -83,7 +83,7 @@ pub(crate) struct Unconnected(pub(crate) Arc<str>);
 
 /// A connection that is up; cheap to clone. A service for gRPC clients.
 #[derive(Clone)]
-pub(crate) struct Link {
+pub struct Link {
     requests: http2::SendRequest<Body>,
     /// What the server's certificate says; `None` without TLS.
     pub(crate) server: Option<Arc<CertificateFacts>>,
