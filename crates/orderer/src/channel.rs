@@ -26,7 +26,9 @@ use tokio::sync::watch;
 
 pub use self::core::{Halt, View};
 pub use self::metrics::ChannelMetrics;
-pub use self::ordering::{MAX_CONFIG_UPDATES, MAX_FORWARDS, MAX_WAITING, NO_LEADER, PATIENCE};
+pub use self::ordering::{
+    AFTER_ELECTION, MAX_CONFIG_UPDATES, MAX_FORWARDS, MAX_WAITING, NO_LEADER, PATIENCE,
+};
 pub use self::task::{
     MAX_QUEUED_MESSAGE_BYTES, MAX_QUEUED_MESSAGES, MAX_QUEUED_SUBMISSIONS, Peers, Pending,
     Replication, Start, start,

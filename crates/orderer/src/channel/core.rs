@@ -600,6 +600,9 @@ impl Channel {
                 "Raft leader changed: {} -> {}", before.leader, role.leader);
             self.gauges.leader_changes += 1;
             self.out.push(Action::Leader(role.leader));
+            if role.leader != 0 {
+                self.hasten_waiting();
+            }
         }
         if role.leader == 0 {
             if self.leaderless_since.is_none() {

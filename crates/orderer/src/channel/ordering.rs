@@ -39,6 +39,9 @@ pub const MAX_CONFIG_UPDATES: usize = 32;
 /// is unknown, and the attempt is given up.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long a message that was forwarded to a former leader may still turn up in a block of the next one.
+pub const AFTER_ELECTION: Duration = Duration::from_secs(2);
+
 /// Elections' worth of time for handing over before a leader orders an update that removes it after all.
 const HANDOVER_ELECTIONS: u32 = 3;
 
@@ -160,6 +163,13 @@ impl Waiting {
             if queue.is_empty() {
                 self.by_envelope.remove(&envelope);
             }
+        }
+    }
+
+    /// Nobody waits longer than until `latest` from now on.
+    fn hasten(&mut self, latest: Duration) {
+        for (deadline, _) in self.tickets.values_mut() {
+            *deadline = latest.min(*deadline);
         }
     }
 
@@ -1016,6 +1026,14 @@ impl Channel {
         if let Some(successor) = successor {
             self.group.transfer_leader(successor);
         }
+    }
+
+    /// Another leader was elected. Most of what was forwarded to the former one died with it; only a former leader that
+    /// lives on may still bring it to the new one, and does so at once. Whoever waits is told soon that its message's fate
+    /// is unknown, rather than after [`PATIENCE`].
+    pub(super) fn hasten_waiting(&mut self) {
+        let latest = self.now.monotonic + AFTER_ELECTION;
+        self.ordering.waiting.hasten(latest);
     }
 
     /// Tells those who have waited too long that the fate of their message is unknown.
