@@ -24,7 +24,7 @@ use super::{Dice, now_micros};
 /// Longest message that is taken, in bytes.
 const MAX_MESSAGE_BYTES: usize = 100 * 1024 * 1024;
 /// How long a client waits for an answer.
-const ANSWER: Duration = Duration::from_secs(4);
+const ANSWER: Duration = Duration::from_secs(2);
 /// How long a client rests between two envelopes.
 const PAUSE: Duration = Duration::from_millis(15);
 
