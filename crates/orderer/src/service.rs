@@ -231,11 +231,13 @@ impl Orderer {
         };
         let operations_endpoint =
             Endpoint::bind("operations endpoint", &options.operations.listen_address).await?;
-        let admin_endpoint = if options.channel_participation.enabled {
-            Some(Endpoint::bind("admin endpoint", &options.admin.listen_address).await?)
-        } else {
-            None
-        };
+        let admin_endpoint =
+            if options.channel_participation.enabled || !options.admin.listen_address.is_empty() {
+                // Disabled, the API still says so.
+                Some(Endpoint::bind("admin endpoint", &options.admin.listen_address).await?)
+            } else {
+                None
+            };
 
         // What is durable.
         let (ledgers, incarnations, log, recovered) = {

@@ -1,7 +1,8 @@
 //! Three orderers and a fourth: the setups `three` and `no-leader` of `statuses.json`, every config update, maintenance mode,
 //! and what `Step` answers to callers of all kinds.
 //!
-//! They listen where the recorded channel says, so only one of these tests runs at a time ([`Ports`]).
+//! They listen where the recorded channel says, so only one of these tests runs at a time ([`Ports`]). What we do otherwise on
+//! purpose is in `docs/decisions/0008-unlike-fabrics-orderer.md`.
 
 use std::fs::File;
 
@@ -257,11 +258,7 @@ impl Updates {
         assert_eq!(block::last_config(&found).unwrap(), number);
         let metadata = block::consenter_metadata(&found).unwrap().unwrap();
         let recorded = &case["consenter_metadata"];
-        let ids: Vec<Value> = metadata
-            .consenter_ids
-            .iter()
-            .map(|id| (*id).into())
-            .collect();
+        let ids = Value::from(metadata.consenter_ids.clone());
         if recorded["consenter_ids"] != ids
             || recorded["next_consenter_id"] != metadata.next_consenter_id
         {
@@ -336,11 +333,14 @@ async fn step_answers_as_recorded() {
         .unwrap()
         .iter()
         .partition(|case| text(case, "name") == "submit-no-leader");
+    let mut unordered = 0;
     for case in before {
         let name = text(case, "name");
         let to = if text(case, "to") == "leader" { 1 } else { 2 };
         differences.extend(step(&orderers[to], case).await);
-        let height = case["height_after"].as_u64().unwrap();
+        // Fabric orders what another orderer has not verified; we verify it again.
+        unordered += u64::from(name == "submit-bad-signature");
+        let height = case["height_after"].as_u64().unwrap() - unordered;
         orderers[to].reaches(CHANNEL, height).await;
         assert_eq!(orderers[to].height(CHANNEL).await, height, "after {name}");
     }

@@ -7,7 +7,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::support::{Answer, Door, Node, Orderer, bytes, fixtures, form, same_text, text};
+use crate::support::{Answer, Door, Node, Orderer, bytes, fixtures, form, same_text, text, until};
 
 /// The content of a part, as the recording names it.
 fn content(described: &str) -> Vec<u8> {
@@ -102,9 +102,21 @@ async fn replay<'a>(orderer: &Orderer, cases: impl IntoIterator<Item = &'a Value
         if joined {
             second_channel(orderer, text(case, "name")).await;
         }
-        differences.extend(compare(&ask(&door, case).await, case));
+        let answer = ask(&door, case).await;
+        differences.extend(compare(&answer, case));
+        if text(case, "method") == "DELETE" && answer.status == 204 {
+            gone(&door, text(case, "path")).await;
+        }
     }
     differences
+}
+
+/// A removal is answered when it has begun; this waits for its end.
+async fn gone(door: &Door, path: &str) {
+    until("the channel is removed", async || {
+        (door.ask("GET", path, &[], b"").await.status == 404).then_some(())
+    })
+    .await;
 }
 
 /// What happened between two recorded requests.
@@ -116,6 +128,7 @@ async fn second_channel(orderer: &Orderer, before: &str) {
     let path = "/participation/v1/channels/fixturecrl";
     let answer = orderer.admin().ask("DELETE", path, &[], b"").await;
     assert_eq!(answer.status, 204);
+    gone(&orderer.admin(), path).await;
 }
 
 fn between<'a>(cases: &'a [Value], first: &str, last: &str) -> &'a [Value] {

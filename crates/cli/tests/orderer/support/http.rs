@@ -17,7 +17,7 @@ use super::calls::ROOTS;
 use super::{Identity, PATIENCE, fixture};
 
 /// Separates the parts of recorded forms.
-pub(crate) const BOUNDARY: &str = "fixture-boundary-0123456789";
+const BOUNDARY: &str = "fixture-boundary-0123456789";
 
 /// Where the participation API lives.
 const CHANNELS: &str = "/participation/v1/channels";

@@ -7,7 +7,7 @@ mod recordings;
 pub(crate) mod replay;
 
 pub(crate) use calls::{Call, Delivery, Ended, Got, Identity, Line, orderer_admin};
-pub(crate) use http::{Answer, BOUNDARY, Door, form};
+pub(crate) use http::{Answer, Door, form};
 pub(crate) use node::{Node, Orderer};
 pub(crate) use recordings::{bytes, fixture, fixtures, same_text, text};
 
