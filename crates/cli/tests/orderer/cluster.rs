@@ -27,8 +27,9 @@ impl Ports {
     async fn take() -> Self {
         let path = std::env::temp_dir().join("quorate-fixture-ports.lock");
         let file = File::create(path).unwrap();
-        until("the recorded ports are free", async || file.try_lock().ok()).await;
-        Self(file)
+        // Others may need a while for theirs.
+        let lock = tokio::task::spawn_blocking(move || file.lock().map(|()| file));
+        Self(lock.await.unwrap().unwrap())
     }
 }
 

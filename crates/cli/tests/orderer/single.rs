@@ -148,7 +148,7 @@ async fn one_broadcast(line: &Line, case: &Value) -> Differences {
         "size-over-limit-bad-signature" => {
             let large = bytes("statuses/requests/b-size-over-limit.pb");
             let large = RawEnvelope::decode(large).unwrap();
-            let forged = RawEnvelope::new(large.payload(), &[1; 70]);
+            let forged = RawEnvelope::new(large.payload(), &[1; 200]);
             let mut case = case.clone();
             let info =
                 text(&case["answers"][0], "info").replace("67500", &forged.size().to_string());
