@@ -21,10 +21,12 @@ use crate::support::{
 const CHANNEL: &str = "fixture";
 
 /// The right to use the recorded ports, among all tests on this machine.
-struct Ports(#[expect(dead_code, reason = "the lock lives as long as the file is open")] File);
+pub(crate) struct Ports(
+    #[expect(dead_code, reason = "the lock lives as long as the file is open")] File,
+);
 
 impl Ports {
-    async fn take() -> Self {
+    pub(crate) async fn take() -> Self {
         let path = std::env::temp_dir().join("quorate-fixture-ports.lock");
         let file = File::create(path).unwrap();
         // Others may need a while for theirs.

@@ -7,6 +7,7 @@ use std::fs;
 
 use serde_json::Value;
 
+use crate::cluster::Ports;
 use crate::support::{Answer, Door, Node, Orderer, bytes, fixtures, form, same_text, text, until};
 
 /// The content of a part, as the recording names it.
@@ -172,6 +173,8 @@ async fn channels_are_joined_listed_and_removed_as_recorded() {
 
 #[tokio::test]
 async fn followers_and_late_consenters_are_onboarded_as_recorded() {
+    // Nobody may answer there.
+    let _ports = Ports::take().await;
     let recorded = fixtures("participation/participation.json");
     let cases = recorded.as_array().unwrap();
     let orderer = Node::anywhere(4).start().await;

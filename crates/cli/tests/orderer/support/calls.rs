@@ -183,7 +183,8 @@ impl Call {
         self.within(PATIENCE).await.expect("an answer or an end")
     }
 
-    async fn within(&mut self, patience: Duration) -> Option<Got> {
+    /// What comes next, if it comes in this time.
+    pub(crate) async fn within(&mut self, patience: Duration) -> Option<Got> {
         Some(
             match timeout(patience, self.answers.message()).await.ok()? {
                 Ok(Some(message)) => Got::Message(message),

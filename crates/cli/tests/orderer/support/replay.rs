@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{Call, Delivery, Ended, Got, Line, bytes, same_text, text};
+use super::{Call, Delivery, Ended, Got, Line, PATIENCE, bytes, same_text, text};
 
 /// What a case answered otherwise than recorded; empty if nothing.
 pub(crate) type Differences = Vec<String>;
@@ -151,9 +151,9 @@ pub(crate) async fn end(call: &mut Call, case: &Value) -> Option<String> {
             .await
             .map(|got| format!("{name}: {got:?}, recorded {recorded}"));
     }
-    match call.next().await {
-        Got::Ended(ended) => compare_end(&ended, case),
-        Got::Message(message) => Some(format!("{name}: {message:?}, recorded {recorded}")),
+    match call.within(PATIENCE / 3).await {
+        Some(Got::Ended(ended)) => compare_end(&ended, case),
+        other => Some(format!("{name}: {other:?}, recorded {recorded}")),
     }
 }
 
