@@ -106,9 +106,7 @@ async fn three_orderers_and_then_no_leader_answer_as_recorded() {
     for case in cases(&recorded, "broadcast", "no-leader") {
         differences.extend(replay::broadcast(&line, case).await);
     }
-    orderers[0]
-        .says("Raft leader changed: 2 -> 0")
-        .await;
+    orderers[0].says("Raft leader changed: 2 -> 0").await;
 
     for node in dead {
         orderers.push(node.start().await);
@@ -352,9 +350,7 @@ async fn step_answers_as_recorded() {
     orderers[2].says("cowardly halting").await;
     let follower = orderers.pop().unwrap();
     drop(orderers);
-    follower
-        .says("Raft leader changed: 2 -> 0")
-        .await;
+    follower.says("Raft leader changed: 2 -> 0").await;
     for case in last {
         differences.extend(step(&follower, case).await);
     }
