@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use quorate_identity::node_keys::{NODE_KEY_STORE, SSL_KEY_STORE, TRUST_STORE};
 use quorate_identity::{
-    CertificateAuthority, KeyStore, KeyStoreError, NodeKeys, SignatureScheme, UnixTime,
+    CertificateAuthority, Identity, KeyStore, KeyStoreError, NodeKeys, SignatureScheme, UnixTime,
 };
 use zeroize::Zeroizing;
 

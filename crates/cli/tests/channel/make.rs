@@ -111,7 +111,8 @@ fn options_that_could_leave_a_channel_leaderless_are_told() {
         made.err
     };
     assert_eq!(warnings("Fixture3", &[]), "");
-    let expected: &[(&str, &[(&str, &str)], &[&str])] = &[
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
+    let expected: &[Case<'_>] = &[
         ("Fixture1", &[], &["there is one consenter"]),
         (
             "Fixture3",

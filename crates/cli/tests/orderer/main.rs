@@ -4,7 +4,7 @@
 //! process at moments of its own choosing. What a recording shows and we do otherwise on purpose is named where it is
 //! skipped, and in `docs/decisions`.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 mod cluster;
 mod kill;
