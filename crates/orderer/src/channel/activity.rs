@@ -8,15 +8,21 @@ use prost::Message as _;
 use quorate_consensus::{GroupState, Status};
 use quorate_fabric::proto::etcdraft::ClusterMetadata;
 
-/// Ticks for which the number of active nodes must not change before it is told to others. Raft forgets at regular
-/// intervals whom it has heard of, so that single observations are too low.
+/// Ticks for which the number of active nodes must not change before it is told to others.
 const STABLE_TICKS: u32 = 3;
+
+/// Observations in a row that a node may miss before it counts as gone. Raft forgets once per election time-out whom it has
+/// heard of, and hears of those that live within a tick or two: without this, every such moment would look like the loss
+/// of everybody, and with a short time-out the number would never be stable.
+const FORGIVEN: u32 = 2;
 
 /// A leader's observation of its followers, and everybody's knowledge of it.
 #[derive(Debug, Default)]
 pub struct Activity {
     active: Vec<u64>,
     stable_for: u32,
+    /// How many observations in a row each follower has missed.
+    missed: BTreeMap<u64, u32>,
     /// What still has to ride on the next message to each destination.
     due: BTreeMap<u64, Bytes>,
 }
@@ -32,20 +38,30 @@ impl Activity {
         if status.role.leader == 0 {
             self.active.clear();
             self.due.clear();
+            self.missed.clear();
             return None;
         }
         if status.role.state != GroupState::Leader {
             self.due.clear();
+            self.missed.clear();
             return None;
         }
         let mut current = vec![status.id];
-        current.extend(
-            status
-                .members
-                .iter()
-                .filter(|member| member.id != status.id && member.recent_active)
-                .map(|member| member.id),
-        );
+        let mut missed = BTreeMap::new();
+        for member in status.members.iter().filter(|one| one.id != status.id) {
+            let before = self.missed.get(&member.id).copied();
+            let times = if member.recent_active {
+                0
+            } else {
+                // Who was never heard of has nothing to be forgiven for.
+                before.map_or(FORGIVEN + 1, |times| times.saturating_add(1))
+            };
+            if times <= FORGIVEN {
+                current.push(member.id);
+            }
+            missed.insert(member.id, times);
+        }
+        self.missed = missed;
         let stable = current.len() == self.active.len();
         self.active = current;
         if !stable {
@@ -140,8 +156,28 @@ mod tests {
         assert!(follower.active().is_empty());
         assert!(follower.learn(b"\xff").is_err());
 
-        // One is lost: known at once here, told when stable.
-        assert_eq!(activity.observe(&leading(&[3])), None);
+        // One falls silent: that is forgiven twice, then it is known here; told when stable.
+        for _ in 0..2 {
+            assert_eq!(activity.observe(&leading(&[3])), None);
+            assert_eq!(activity.active(), [2, 1, 3]);
+        }
+        activity.observe(&leading(&[3]));
         assert_eq!(activity.active(), [2, 3]);
+    }
+
+    /// With five ticks to an election Raft forgets everybody at every fifth.
+    #[test]
+    fn a_short_memory_of_raft_is_no_loss_of_nodes() {
+        let mut activity = Activity::default();
+        let mut told = 0;
+        for tick in 0..25 {
+            let heard: &[u64] = if tick % 5 == 0 { &[] } else { &[1, 3] };
+            let observed = activity.observe(&status(GroupState::Leader, 2, heard));
+            told += u32::from(observed.is_some());
+            if tick > 0 {
+                assert_eq!(activity.active(), [2, 1, 3], "at tick {tick}");
+            }
+        }
+        assert!(told > 3, "told {told} times");
     }
 }
