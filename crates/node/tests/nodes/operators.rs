@@ -130,6 +130,12 @@ async fn flows_are_listed_paused_continued_cured_and_killed() {
         records[0].error
     );
     assert!(client.retry_flow(ill.id().clone()).await.unwrap());
+    // It has left the hospital and come back: the state alone may still be the former one.
+    eventually("it was tried and is ill again", || async {
+        let again = client.hospital().await.unwrap();
+        again.len() == 1 && again[0] != records[0]
+    })
+    .await;
     reaches(&client, ill.id(), FlowState::Hospitalised).await;
     assert_eq!(
         client

@@ -159,12 +159,13 @@ impl Setup {
 
     async fn start(self) -> Node {
         let (tasks, metrics) = (Tasks::new("node"), Metrics::new());
+        let counted = OrdererMetrics::new(&metrics, false);
         let transport = Transport::new(
             self.options,
             Some(self.client),
             Clock::system(),
             Entropy::seeded(1),
-            &OrdererMetrics::new(&metrics, false),
+            &counted,
             &tasks,
         );
         let (sender, got) = mpsc::unbounded_channel();
@@ -178,11 +179,7 @@ impl Setup {
         };
         let listener = Listener::bind(&self.address, options).await.unwrap();
         let address = listener.local_address().unwrap();
-        listener.serve(
-            Routes::new(service),
-            &crate::metrics::OrdererMetrics::new(&metrics, false).grpc,
-            &tasks,
-        );
+        listener.serve(Routes::new(service), &counted.grpc, &tasks);
         Node {
             transport,
             address,

@@ -126,12 +126,12 @@ fn answer(behaviour: &Behaviour, seek: &SeekInfo) -> Responses<DeliverResponse> 
 /// An orderer of the tests, at whose address.
 async fn serve(index: u64, behaviour: Behaviour, tasks: &Tasks) -> (String, Arc<Behaviour>) {
     let behaviour = Arc::new(behaviour);
-    let metrics = Metrics::new();
+    let metrics = crate::metrics::OrdererMetrics::new(&Metrics::new(), false).grpc;
     let service = AtomicBroadcastServer::new(
         Arc::new(Server(behaviour.clone())),
         Arc::new(Server(behaviour.clone())),
         1 << 20,
-        &crate::metrics::OrdererMetrics::new(&metrics, false).grpc,
+        &metrics,
     );
     let options = ListenerOptions {
         tls: Some(server_tls(orderer(index))),
@@ -139,11 +139,7 @@ async fn serve(index: u64, behaviour: Behaviour, tasks: &Tasks) -> (String, Arc<
     };
     let listener = Listener::bind("127.0.0.1:0", options).await.unwrap();
     let address: SocketAddr = listener.local_address().unwrap();
-    listener.serve(
-        Routes::new(service),
-        &crate::metrics::OrdererMetrics::new(&metrics, false).grpc,
-        tasks,
-    );
+    listener.serve(Routes::new(service), &metrics, tasks);
     (address.to_string(), behaviour)
 }
 
