@@ -2,16 +2,18 @@
 //!
 //! `node` drives flows of PartyA over RPC, with the notary, PartyB, their databases and the load
 //! generator all on this machine; afterwards the money is counted. `notary` measures a notary's
-//! decisions alone. Figures are for comparing releases and settings on one machine; they carry the
+//! decisions alone, `orderer` a cluster of orderers, as a share of the machine's [`limits`]. Figures are for comparing releases and settings on one machine; they carry the
 //! facts about the machine that one needs for comparing machines.
 //!
 //! [`load`] makes the load, [`processes`] and [`meters`] look at who does the work, [`machine`]
 //! says where, [`report`] is what comes out.
 
+mod limits;
 mod load;
 mod machine;
 mod meters;
 mod notary;
+mod orderer;
 mod processes;
 mod report;
 
@@ -56,6 +58,8 @@ enum Command {
     Node(NodeArguments),
     /// Decisions per second of a notary, without network and flows
     Notary(notary::Arguments),
+    /// Messages per second through a cluster of orderers, as processes on this machine
+    Orderer(orderer::Arguments),
 }
 
 #[derive(Args)]
@@ -112,6 +116,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
         Command::Node(arguments) => unless_stopped(node(arguments)).await,
         Command::Notary(arguments) => unless_stopped(notary::run(arguments)).await,
+        Command::Orderer(arguments) => unless_stopped(orderer::run(arguments)).await,
     }
 }
 

@@ -355,6 +355,11 @@ Quorate: {{ Ack: {ack} }}
             .context("the orderer does not say how many blocks it has")
     }
 
+    /// The process's id, if it runs.
+    pub(crate) fn process(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Ends the process as `kill -9` does.
     pub(crate) fn kill(&mut self) -> Result<()> {
         if let Some(mut child) = self.child.take() {

@@ -46,6 +46,14 @@ impl Processes {
         }
     }
 
+    /// These processes, by name, as they run now.
+    pub(super) fn named(nodes: Vec<(String, u32)>) -> Self {
+        Self {
+            nodes,
+            postgres: None,
+        }
+    }
+
     /// Seconds of CPU that each has used so far.
     pub(super) fn cpu(&self) -> Result<Vec<(String, f64)>> {
         let mut all = Vec::new();
