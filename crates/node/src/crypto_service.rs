@@ -1,7 +1,7 @@
 //! The hardware security modules of a node as the keeper of its keys.
 //!
 //! Certificates stay in the certificates folder, private keys are in the module, found by their labels. A key that is
-//! there under the label is used and never replaced; what is missing is made in the module. Start reading at [`Devices`];
+//! there under the label is used and never replaced; what is missing is made in the module. Start reading at `Devices`;
 //! [`list`] and [`generate`] are what `quorate node hsm` does.
 
 use quorate_hsm::{Hsm, HsmError, StoredKey};

@@ -4,7 +4,7 @@
 //! would begin while an earlier one still runs is not run, nor later: the next one is. What the tasks remove they remove
 //! a bounded number of rows at a time, through the group commit, and so under the fence.
 //!
-//! [`Schedule`] and [`Period`] are pure; [`Maintenance::run`] is the task around them.
+//! [`Schedule`] and [`Period`] are pure; `Maintenance::run` is the task around them.
 
 mod period;
 mod schedule;
