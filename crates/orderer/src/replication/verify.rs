@@ -189,7 +189,7 @@ pub(super) fn config_block(
     }
 }
 
-fn signed(block: &Block, config: &ChannelConfig) -> Result<(), VerifyError> {
+pub(crate) fn signed(block: &Block, config: &ChannelConfig) -> Result<(), VerifyError> {
     let rule = config
         .policies()
         .get(BLOCK_VALIDATION)
