@@ -17,7 +17,9 @@ mod error;
 pub mod groups;
 mod maintenance;
 pub mod raft_config;
+mod review;
 mod update;
+pub mod wanted;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,7 +33,11 @@ pub use groups::{
     ApplicationGroup, ApplicationOrg, BatchSize, ConsensusState, Consortium, OrdererGroup,
     OrdererOrg, OrganisationConfig,
 };
+pub use review::{
+    Judgement, Review, UpdateSigner, config_update_message, merge_signatures, open_config_update,
+};
 pub use update::{ProposedUpdate, sign_update};
+pub use wanted::Wanted;
 
 use crate::envelope::{ChannelId, EnvelopeParts, RawEnvelope};
 use crate::msp::Membership;
