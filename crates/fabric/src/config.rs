@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use capabilities::{ApplicationCapabilities, ChannelCapabilities, OrdererCapabilities};
+pub use creation::CreatedChannel;
 pub use difference::compute_update;
 pub use error::ConfigError;
 pub use groups::{
@@ -507,6 +508,16 @@ impl ChannelGroup {
         parsed.membership = Arc::new(msps.into_membership());
         Ok(parsed)
     }
+}
+
+/// Whether a configuration block is a system channel's: told without judging the configuration.
+#[must_use]
+pub fn is_system_channel(block: &Block) -> bool {
+    let config = only_envelope(block).and_then(|envelope| open_config(&envelope));
+    config
+        .ok()
+        .and_then(|(_, config)| config.config?.channel_group)
+        .is_some_and(|group| group.groups.contains_key(CONSORTIUMS_GROUP))
 }
 
 /// The envelope of a block that holds one.
