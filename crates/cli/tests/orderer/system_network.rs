@@ -26,6 +26,8 @@ use crate::support::{Delivery, Line, Node, Orderer, bytes, fixture, orderer_admi
 use crate::system::fetch;
 
 const SYSTEM: &str = "syschannel";
+/// Less than a block that creates a channel has.
+const SNAPSHOT_BYTES: u32 = 10_000;
 /// How many channels are created while orderers are killed.
 const CREATIONS: usize = 6;
 
@@ -75,6 +77,8 @@ fn with_consenters(value: &[u8], consenters: &[Consenter]) -> Vec<u8> {
     let mut kind = ConsensusType::decode(value).unwrap();
     let mut metadata = ConfigMetadata::decode(kind.metadata.as_slice()).unwrap();
     metadata.consenters = consenters.to_vec();
+    // So that logs are compacted, and orderers that were away catch up by snapshot.
+    metadata.options.as_mut().unwrap().snapshot_interval_size = SNAPSHOT_BYTES;
     kind.metadata = metadata.encode_to_vec();
     kind.encode_to_vec()
 }
@@ -211,12 +215,24 @@ impl Network {
 
     /// Changes a channel's consenters, one at a time, and waits for the block on some orderers.
     async fn change(&self, through: usize, channel: &str, consenters: &[usize], on: &[usize]) {
-        let (current, _) = self.config(through, channel).await;
-        let mut wanted = current.proto().clone();
         let named: Vec<Consenter> = (consenters.iter())
             .map(|number| self.consenters[*number].clone())
             .collect();
-        set_consenters(&mut wanted, &named);
+        let edit = |config: &mut Config| set_consenters(config, &named);
+        self.update(through, channel, edit, on).await;
+    }
+
+    /// Changes a channel's configuration, and waits for the block on some orderers.
+    async fn update(
+        &self,
+        through: usize,
+        channel: &str,
+        edit: impl FnOnce(&mut Config),
+        on: &[usize],
+    ) {
+        let (current, _) = self.config(through, channel).await;
+        let mut wanted = current.proto().clone();
+        edit(&mut wanted);
         let update = compute_update(channel, current.proto(), &wanted).unwrap();
         let signed = signed_update(&update, &[&orderer_admin()]);
         let envelope = message(HeaderType::ConfigUpdate, channel, signed, &orderer_admin());
@@ -522,4 +538,143 @@ async fn an_orderer_that_comes_late_gets_the_channels_that_name_it() {
     network.serves(3, "beta").await;
     network.transaction(3, "beta").await;
     network.same("beta", &[0, 1, 2, 3]).await;
+}
+
+/// The names in the list of channels: the system channel's, and the others'.
+async fn listed(orderer: &Orderer) -> (Option<String>, Vec<String>) {
+    let answer = orderer
+        .admin()
+        .ask("GET", "/participation/v1/channels", &[], b"")
+        .await;
+    let list: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+    let name = |channel: &serde_json::Value| channel["name"].as_str().map(str::to_owned);
+    let channels = list["channels"].as_array().into_iter().flatten();
+    (
+        name(&list["systemChannel"]),
+        channels.filter_map(name).collect(),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_away_catches_up_and_the_system_channel_goes_in_the_end() {
+    let mut network = Network::start(4, 3).await;
+    let (two, three, all) = ([0, 1], [0, 1, 2], [0, 1, 2, 3]);
+    network.kill(2);
+    network.serves(0, SYSTEM).await;
+    let channels = ["alpha", "beta", "gamma"];
+    for channel in channels {
+        network.submit(0, &creation(channel, None)).await;
+        for number in two {
+            network.serves(number, channel).await;
+        }
+        network.transaction(1, channel).await;
+    }
+    network.run(2).await;
+    for channel in channels {
+        network.serves(2, channel).await;
+        network.transaction(2, channel).await;
+        network.same(channel, &three).await;
+    }
+    network.same(SYSTEM, &three).await;
+    network
+        .orderer(2)
+        .says("Catching up with snapshot taken at block [")
+        .await;
+
+    // The fourth one is told by the participation API, and dies while it fetches.
+    for channel in [SYSTEM, "alpha"] {
+        network.change(0, channel, &all, &three).await;
+    }
+    let (_, block) = network.config(1, SYSTEM).await;
+    network.run(3).await;
+    let answer = network.orderer(3).admin().join(block.encoded()).await;
+    assert_eq!(answer.status, 201, "{}", answer.body);
+    assert!(
+        answer
+            .body
+            .contains(r#""consensusRelation":"consenter","status":"inactive","height":0"#),
+        "{}",
+        answer.body
+    );
+    network.kill(3);
+    let seed = SystemTime::UNIX_EPOCH.elapsed().unwrap().subsec_nanos();
+    println!("moments from the seed {seed}");
+    for round in 0..4 {
+        let moment = Duration::from_millis(u64::from(seed >> (round * 6)) % 64 * 4);
+        let node = network.nodes[3].take().unwrap();
+        network.nodes[3] = Some(node.dies_after(moment).await);
+    }
+    network.run(3).await;
+    let (system, mut others) = listed(network.orderer(3)).await;
+    others.sort();
+    assert_eq!(
+        (system.as_deref(), others),
+        (Some(SYSTEM), channels.map(str::to_owned).to_vec())
+    );
+    for channel in [SYSTEM, "alpha"] {
+        network.serves(3, channel).await;
+        network.same(channel, &all).await;
+    }
+    network.inactive(3, "beta", 1).await;
+
+    // Maintenance mode: no channels are created.
+    let maintenance = |config: &mut Config| {
+        let value = orderer_group(config)
+            .values
+            .get_mut("ConsensusType")
+            .unwrap();
+        let mut kind = ConsensusType::decode(value.value.as_slice()).unwrap();
+        kind.state = 1;
+        value.value = kind.encode_to_vec();
+    };
+    network.update(0, SYSTEM, maintenance, &all).await;
+    let line = network.line(0).await;
+    assert_eq!(
+        line.submit(creation("delta", None)).await,
+        (
+            503,
+            "channel creation is not permitted: maintenance mode".to_owned()
+        )
+    );
+
+    // The system channel goes. What nobody needs here goes with it; the rest goes on.
+    for number in all {
+        let path = format!("/participation/v1/channels/{SYSTEM}");
+        let answer = network
+            .orderer(number)
+            .admin()
+            .ask("DELETE", &path, &[], b"")
+            .await;
+        assert_eq!(answer.status, 204, "{}", answer.body);
+        let (system, others) = listed(network.orderer(number)).await;
+        assert_eq!(
+            (system, others.len()),
+            (None, if number == 3 { 1 } else { 3 })
+        );
+    }
+    let (status, info) = network.line(0).await.submit(creation("delta", None)).await;
+    assert_eq!(status, 400, "{info}");
+    assert!(
+        info.contains("the orderer system channel is not defined"),
+        "{info}"
+    );
+    for number in all {
+        network.transaction(number, "alpha").await;
+    }
+    network.same("alpha", &all).await;
+    // From now on, who is removed follows.
+    network.change(0, "beta", &two, &two).await;
+    until("orderer2 follows", async || {
+        let described = network.orderer(2).describe("beta").await;
+        (described["consensusRelation"] == "follower").then_some(())
+    })
+    .await;
+    network.orderer(3).join("genesis/fixture1.block").await;
+    network.kill(1);
+    network.run(1).await;
+    network
+        .orderer(1)
+        .says("Registrar initializing without a system channel, number of application channels: 3")
+        .await;
+    network.serves(1, "alpha").await;
 }

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -182,6 +183,13 @@ ChannelParticipation:
         .await;
         assert!(!status.success(), "{}", orderer.log());
         orderer.log()
+    }
+
+    /// Starts the process and kills it a little later, whatever it has come to.
+    pub(crate) async fn dies_after(self, time: Duration) -> Self {
+        let orderer = self.spawn();
+        tokio::time::sleep(time).await;
+        orderer.kill()
     }
 
     fn spawn(self) -> Orderer {
