@@ -151,12 +151,10 @@ impl Desk {
         let ledgers = self.premises.ledgers.clone();
         let channel = name.clone();
         let genesis = blocking("reading a genesis block", move || {
-            match ledgers.get(&channel)? {
-                Some(store) => store.read(0),
-                None => Ok(None),
-            }
+            // It may have been pruned: it is only told here.
+            ledgers.get(&channel).ok()??.read(0).ok()?
         })
-        .await??;
+        .await?;
         if let Some(genesis) = genesis {
             info!(target: LOG, "Starting system channel '{name}' with genesis block hash {} and orderer type {ETCDRAFT}",
                 hex::encode(genesis.header_hash()));
