@@ -10,7 +10,7 @@ use prost::Message;
 
 use crate::envelope::{EnvelopeParts, RawEnvelope, SignatureHeader, WireError};
 use crate::msp::{SignError, Signer};
-use crate::policy::{Policy, PolicyError, SignedData};
+use crate::policy::{Policy, PolicyError, SignedData, verified_identities};
 use crate::proto::common::{
     self, Block, BlockData, BlockHeader, BlockMetadata, HeaderType, LastConfig, Metadata,
     MetadataSignature, OrdererBlockMetadata,
@@ -393,30 +393,33 @@ pub fn signature_input(value: &[u8], signature_header: &[u8], header: &BlockHead
     [value, signature_header, &header_bytes(header)].concat()
 }
 
-/// The signatures that the block carries, for a policy to judge. None in a genesis block.
+/// The signatures that the block carries, for a policy to judge, each made when it is asked for: what was signed is mostly the
+/// same. None in a genesis block.
 ///
 /// # Errors
 /// [`BlockError`] when header or metadata are missing or undecodable.
-pub fn signatures(block: &Block) -> Result<Vec<SignedData>, BlockError> {
+pub fn signatures(block: &Block) -> Result<impl Iterator<Item = SignedData>, BlockError> {
     let header = header(block)?;
     let metadata = metadata(block, common::BlockMetadataIndex::Signatures)?;
     let mut signatures = Vec::with_capacity(metadata.signatures.len());
     for signature in metadata.signatures {
-        let input = signature_input(&metadata.value, &signature.signature_header, header);
-        let signer =
-            SignatureHeader::decode(&signature.signature_header.into()).map_err(|reason| {
-                BlockError::SignatureHeader {
-                    number: header.number,
-                    reason,
-                }
-            })?;
-        signatures.push(SignedData {
-            data: input.into(),
-            identity: signer.creator,
-            signature: signature.signature.into(),
-        });
+        let signature_header = Bytes::from(signature.signature_header);
+        let signer = SignatureHeader::decode(&signature_header).map_err(|reason| {
+            BlockError::SignatureHeader {
+                number: header.number,
+                reason,
+            }
+        })?;
+        signatures.push((signature_header, signer.creator, signature.signature));
     }
-    Ok(signatures)
+    let value = metadata.value;
+    Ok(signatures
+        .into_iter()
+        .map(move |(signature_header, identity, signature)| SignedData {
+            data: signature_input(&value, &signature_header, header).into(),
+            identity,
+            signature: signature.into(),
+        }))
 }
 
 /// Checks the block's signatures against the channel's rule for blocks, `/Channel/Orderer/BlockValidation`.
@@ -425,6 +428,6 @@ pub fn signatures(block: &Block) -> Result<Vec<SignedData>, BlockError> {
 /// [`BlockError`] when they do not satisfy it, or cannot be read.
 pub fn verify_signatures(block: &Block, rule: &Policy) -> Result<(), BlockError> {
     let number = header(block)?.number;
-    rule.evaluate(&signatures(block)?)
+    rule.evaluate_identities(&verified_identities(rule.membership(), signatures(block)?))
         .map_err(|source| BlockError::Signatures { number, source })
 }

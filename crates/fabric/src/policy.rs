@@ -6,7 +6,6 @@
 //!
 //! Texts are Fabric's: they reach clients.
 
-mod requirement;
 mod signature;
 
 use std::collections::BTreeMap;
@@ -19,7 +18,6 @@ use crate::msp::{GO_PROTO_MALFORMED, Identity, Membership};
 use crate::proto::common::implicit_meta_policy::Rule;
 use crate::proto::common::policy::PolicyType;
 use crate::proto::common::{ConfigGroup, ImplicitMetaPolicy};
-pub use requirement::Requirement;
 use signature::SignaturePolicy;
 
 /// A signature, what it is over, and who is said to have made it.
@@ -57,25 +55,37 @@ pub enum PolicyError {
     },
 }
 
+/// How many wrong signatures of one identity are looked at in one set. Each costs a verification, and whoever sends a set may
+/// fill it with as many as a message holds.
+const MAX_WRONG_SIGNATURES: usize = 8;
+
 /// The signers of a set of signatures: valid signatures only, every identity once, in the order of the set.
 ///
-/// That an identity has signed does not mean that its MSP accepts it; principals see to that.
+/// That an identity has signed does not mean that its MSP accepts it; principals see to that. What was signed is often the same
+/// long message with a short addition: the set is consumed one by one, so that it need not be in memory as a whole.
 #[must_use]
 pub fn verified_identities(
     membership: &Membership,
-    signatures: &[SignedData],
+    signatures: impl IntoIterator<Item = SignedData>,
 ) -> Vec<Arc<Identity>> {
-    let mut found: Vec<Arc<Identity>> = Vec::with_capacity(signatures.len());
+    let mut found: Vec<Arc<Identity>> = Vec::new();
+    // How often each has been tried in vain; as often as it may be, once it has signed.
+    let mut tried: BTreeMap<(String, String), usize> = BTreeMap::new();
     for signed in signatures {
         let Ok(identity) = membership.identity(&signed.identity) else {
             continue;
         };
-        // Before the verification, so that nobody can keep us busy with one good signature a thousand times.
-        let known = found
-            .iter()
-            .any(|one| one.id() == identity.id() && one.msp_id() == identity.msp_id());
-        if !known && identity.verify(&signed.data, &signed.signature).is_ok() {
+        let who = (identity.msp_id().to_owned(), identity.id().to_owned());
+        let times = tried.entry(who).or_default();
+        // Before the verification, so that nobody can keep us busy with one signature a thousand times.
+        if *times == MAX_WRONG_SIGNATURES {
+            continue;
+        }
+        if identity.verify(&signed.data, &signed.signature).is_ok() {
+            *times = MAX_WRONG_SIGNATURES;
             found.push(identity);
+        } else {
+            *times += 1;
         }
     }
     found
@@ -92,7 +102,6 @@ pub struct Policies {
 struct Manager {
     /// `Channel/Application`
     path: String,
-    /// By name, or by path relative to this group.
     policies: BTreeMap<String, Arc<Node>>,
     managers: BTreeMap<String, Arc<Manager>>,
 }
@@ -114,9 +123,8 @@ enum Node {
 struct Implicit {
     name: String,
     required: usize,
-    /// One for each group below, by the policy's path; `None` where the group has no such policy, which then is never
-    /// satisfied.
-    parts: Vec<(String, Option<Arc<Node>>)>,
+    /// One for each group below; `None` where the group has no such policy, which then is never satisfied.
+    parts: Vec<Option<Arc<Node>>>,
 }
 
 impl Policies {
@@ -210,11 +218,6 @@ impl Manager {
             };
             policies.insert(name.clone(), Arc::new(node));
         }
-        for (name, manager) in &managers {
-            for (policy_name, policy) in &manager.policies {
-                policies.insert(format!("{name}/{policy_name}"), policy.clone());
-            }
-        }
         Ok(Self {
             path,
             policies,
@@ -229,7 +232,14 @@ impl Manager {
                 .strip_prefix('/')?,
             None => path,
         };
-        self.policies.get(relative)
+        self.below(relative)
+    }
+
+    fn below(&self, relative: &str) -> Option<&Arc<Node>> {
+        match relative.split_once('/') {
+            Some((group, rest)) => self.managers.get(group)?.below(rest),
+            None => self.policies.get(relative),
+        }
     }
 }
 
@@ -240,10 +250,7 @@ impl Implicit {
         })?;
         let parts: Vec<_> = managers
             .values()
-            .map(|manager| {
-                let path = format!("/{}/{}", manager.path, definition.sub_policy);
-                (path, manager.get(&definition.sub_policy).cloned())
-            })
+            .map(|manager| manager.get(&definition.sub_policy).cloned())
             .collect();
         let required = match Rule::try_from(definition.rule) {
             // Of nobody, nothing can be required.
@@ -264,7 +271,7 @@ impl Implicit {
     /// How many parts are satisfied; counting ends when they are enough.
     fn satisfied(&self, signers: &[Arc<Identity>]) -> usize {
         let mut satisfied = 0;
-        for part in self.parts.iter().filter_map(|(_, part)| part.as_ref()) {
+        for part in self.parts.iter().flatten() {
             if satisfied == self.required {
                 break;
             }
@@ -284,19 +291,22 @@ impl Node {
 }
 
 impl Policy {
+    /// Who is asked about identities.
+    #[must_use]
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
     /// Whether these signatures satisfy the policy. Signatures that are not valid are passed over, and of an identity only
     /// one counts.
     ///
     /// # Errors
     /// [`PolicyError`] saying what was missing.
     pub fn evaluate(&self, signatures: &[SignedData]) -> Result<(), PolicyError> {
-        self.evaluate_identities(&verified_identities(&self.membership, signatures))
-    }
-
-    /// What the policy, whose name is given, asks for, and how much of it these signers give.
-    #[must_use]
-    pub fn requirement(&self, name: &str, signers: &[Arc<Identity>]) -> Requirement {
-        self.node.requirement(name.to_owned(), signers)
+        self.evaluate_identities(&verified_identities(
+            &self.membership,
+            signatures.iter().cloned(),
+        ))
     }
 
     /// Like [`Policy::evaluate`], for signers whose signatures were verified before: when several policies judge the same

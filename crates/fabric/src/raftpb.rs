@@ -45,6 +45,17 @@ pub fn decode_message(encoded: &Bytes) -> Result<Message, RaftpbError> {
     Ok(message)
 }
 
+/// Whether bytes from another orderer are a message at all, if perhaps none that an orderer sends.
+///
+/// # Errors
+/// [`RaftpbError::Malformed`] if they are not.
+pub fn check_form(encoded: &Bytes) -> Result<(), RaftpbError> {
+    match read_message(encoded) {
+        Err(malformed @ RaftpbError::Malformed { .. }) => Err(malformed),
+        Ok(_) | Err(RaftpbError::Unacceptable { .. }) => Ok(()),
+    }
+}
+
 /// The bytes that etcd's library writes for the message.
 ///
 /// Fields that etcd does not know (`commit_term`, `request_snapshot`, the priorities) are left out.

@@ -592,11 +592,11 @@ fn one_certificate_is_one_identity_however_it_is_written() {
         })
         .collect();
     for signature in &signatures {
-        let signers = verified_identities(&membership, std::slice::from_ref(signature));
+        let signers = verified_identities(&membership, [signature.clone()]);
         assert_eq!(signers.len(), 1);
         assert_eq!(*signers[0].certificate(), plain);
     }
-    assert_eq!(verified_identities(&membership, &signatures).len(), 1);
+    assert_eq!(verified_identities(&membership, signatures).len(), 1);
 }
 
 #[test]

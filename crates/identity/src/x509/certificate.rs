@@ -290,10 +290,15 @@ impl Certificate {
         &self.0.serial
     }
 
-    /// The serial number in decimal digits.
+    /// The serial number in decimal digits; in hexadecimal ones after `0x` if it is longer than any authority makes it,
+    /// for the time that the conversion takes grows with the square of the length.
     #[must_use]
     pub fn serial_decimal(&self) -> String {
-        decimal(&self.0.serial)
+        const LONGEST: usize = 64;
+        match self.0.serial.len() {
+            ..=LONGEST => decimal(&self.0.serial),
+            _ => format!("0x{}", self.serial_hex()),
+        }
     }
 
     /// The serial number in lower-case hexadecimal digits, without leading zeros.
