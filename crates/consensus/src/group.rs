@@ -209,6 +209,12 @@ impl Group {
         entries: Arc<dyn Entries>,
     ) -> Result<Self, GroupError> {
         let mut recovered = recovered;
+        if let Some(what) = recovered.contradiction() {
+            return Err(GroupError::Contradiction {
+                group: recovered.group,
+                what,
+            });
+        }
         // Entries behind what is known to be committed may be others than those whose effects the owner has (it may
         // have them from elsewhere): only a leader can tell.
         let snapshot = recovered.snapshot.as_ref();
@@ -312,11 +318,26 @@ impl Group {
                 }
             }
             if self.held() || self.silent() {
+                self.miss_leader();
                 return;
             }
         }
         self.node.tick();
         self.repeatable();
+    }
+
+    /// A tick of a member that may not campaign: the library would notice by campaigning that the leader is gone.
+    fn miss_leader(&mut self) {
+        let raft = &mut self.node.raft;
+        if raft.leader_id == 0 {
+            return;
+        }
+        raft.election_elapsed += 1;
+        if raft.election_elapsed >= 2 * self.options.election_tick {
+            let term = raft.term;
+            raft.become_follower(term, 0);
+            self.repeatable();
+        }
     }
 
     /// Stands for election now; does nothing where the member leads already or must not be elected.

@@ -28,6 +28,7 @@ use self::journal::Journal;
 pub(crate) use self::record::{read_snapshot_file, snapshot_file};
 use self::shelf::Shelf;
 use crate::disk::Disk;
+use crate::group::change_in;
 use crate::simulation::SimDisk;
 use crate::{GroupId, Membership, Snapshot};
 
@@ -108,7 +109,7 @@ impl Default for LogOptions {
 }
 
 /// What was found of a group when the log was opened; [`Group::recover`](crate::Group::recover) continues from it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Recovered {
     pub(crate) group: GroupId,
     pub(crate) standing: Standing,
@@ -138,6 +139,35 @@ impl Recovered {
     /// The newest snapshot.
     pub fn snapshot(&self) -> Option<&Snapshot> {
         self.snapshot.as_ref()
+    }
+
+    /// What no group can have written, although every record is valid: the raft library would stumble over it.
+    pub(crate) fn contradiction(&self) -> Option<&'static str> {
+        // The term of an entry that is not there any more is known, unless there never was one.
+        if (self.first == 1) != (self.before == 0) {
+            return Some("its first entry does not follow anything");
+        }
+        let mut newest = self.before;
+        for &(_, term) in &self.terms {
+            if term < newest.max(1) {
+                return Some("the terms of its entries go back");
+            }
+            newest = term;
+        }
+        if self.hard_state.term < newest {
+            return Some("it has entries of a term that it has not reached");
+        }
+        let snapshot = self.snapshot.as_ref()?;
+        let covered = self
+            .terms
+            .iter()
+            .rev()
+            .find(|(since, _)| *since <= snapshot.index)
+            .map_or(self.before, |&(_, term)| term);
+        if snapshot.term != covered || snapshot.members.contains(&0) {
+            return Some("its snapshot is of something else");
+        }
+        None
     }
 }
 
@@ -326,6 +356,66 @@ impl Log {
             write: None,
             on_durable,
         });
+    }
+
+    /// What the log has of a group now, as it would be found if the log were opened anew; `None` if it is not there.
+    /// For a group whose former owner has ended and will write nothing more. Waits for the disk.
+    ///
+    /// # Errors
+    /// [`LogError`] if the log has failed, or what it has of the group cannot be read.
+    pub fn recover(&self, group: GroupId) -> Result<Option<Recovered>, LogError> {
+        // What the former owner had queued counts.
+        let (done, durable) = sync_channel(1);
+        self.append(
+            group,
+            Write::default(),
+            Box::new(move |result| {
+                let _ = done.send(result);
+            }),
+        );
+        durable.recv().unwrap_or(Err(LogError::Closed))?;
+        let shelved = self
+            .inner
+            .shelf
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .copy(group);
+        let Some(shelved) = shelved else {
+            return Ok(None);
+        };
+        let snapshot = shelved.snapshot(group)?;
+        let base = snapshot.as_ref().map_or(0, |snapshot| snapshot.index);
+        let mut found = Recovered {
+            group,
+            standing: shelved.standing,
+            hard_state: shelved.state,
+            first: shelved.first,
+            before: shelved.before,
+            last: shelved.first + shelved.terms.len() as u64 - 1,
+            terms: VecDeque::new(),
+            changes: Vec::new(),
+            snapshot,
+        };
+        for (index, term) in (found.first..).zip(shelved.terms) {
+            if found.terms.back().is_none_or(|&(_, last)| last != term) {
+                found.terms.push_back((index, term));
+            }
+        }
+        let mut next = found.first.max(base + 1);
+        while next <= found.last {
+            for entry in self.entries(group, next..found.last + 1, MAX_BATCH_BYTES)? {
+                next = entry.index + 1;
+                let change = change_in(&entry).map_err(|what| LogError::Inconsistent {
+                    group,
+                    what,
+                    segments: 1,
+                })?;
+                found
+                    .changes
+                    .extend(change.map(|change| (entry.index, change)));
+            }
+        }
+        Ok(Some(found))
     }
 
     /// How many batches have become durable since the log was opened.

@@ -312,9 +312,11 @@ fn a_member_that_lost_its_log_is_noticed_does_not_vote_and_is_healed_by_a_new_le
             last: 0
         })
     ));
-    // Alone with a candidate it does not help it.
+    // Alone with a candidate it does not help it. That there is no leader it knows all the same.
+    assert_eq!(cluster.group(2).status().role.leader, 1);
     cluster.cut = vec![1];
     cluster.tick(30);
+    assert_eq!(cluster.group(2).status().role.leader, 0);
     cluster.group(3).campaign();
     cluster.settle();
     assert_ne!(cluster.group(3).status().role.state, GroupState::Leader);

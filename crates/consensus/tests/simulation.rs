@@ -164,6 +164,10 @@ impl World {
             Err(LogError::Io { .. }) => return,
             Err(error) => panic!("seed {seed}, node {id}: {error}"),
         };
+        for found in &recovered {
+            let again = log.recover(found.group()).unwrap();
+            assert_eq!(again.as_ref(), Some(found), "seed {seed}, node {id}");
+        }
         let mut recovered: BTreeMap<GroupId, _> = recovered
             .into_iter()
             .map(|found| (found.group(), found))

@@ -6,6 +6,7 @@ use raft::eraftpb::Message;
 #[cfg(doc)]
 use super::Group;
 use super::MAX_ENTRY_BYTES;
+use crate::GroupId;
 use crate::log::{LogError, Write};
 
 /// How a member takes part.
@@ -168,6 +169,17 @@ pub enum GroupError {
         members: Vec<u64>,
         /// What is wrong with it.
         reason: &'static str,
+    },
+    /// What the log has of the group was written by no group.
+    #[error(
+        "what the log has of group {group} contradicts itself: {what}. Restore the log's files, or remove this member from \
+         the group and add it anew with an empty log"
+    )]
+    Contradiction {
+        /// The group.
+        group: GroupId,
+        /// How.
+        what: &'static str,
     },
     /// Only the leader takes proposals.
     #[error("member {id} is not the leader, {leader} is (0: none)")]

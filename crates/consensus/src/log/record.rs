@@ -30,6 +30,9 @@ pub(super) const BATCH: usize = HEADER + PREFIX;
 /// No record is longer. An entry has at most [`MAX_ENTRY_BYTES`](crate::MAX_ENTRY_BYTES), a snapshot too.
 pub(super) const MAX_BODY: u64 = (300 << 20) as u64;
 
+/// Indexes, terms and members' ids end here. None grows so large honestly, and with a larger one sums would overflow.
+const MAX_NUMBER: u64 = 1 << 62;
+
 const MAGIC: &[u8; 8] = b"quorate\n";
 const VERSION: u32 = 1;
 const LAST: u8 = 1;
@@ -262,14 +265,14 @@ pub(super) fn decode(body: &[u8]) -> Result<Framed, &'static str> {
         ENTRY => Record::Entry(take_entry(&mut rest)?),
         COPY => Record::Copy(take_entry(&mut rest)?),
         STATE => Record::State(HardState {
-            term: take_u64(&mut rest)?,
+            term: take_number(&mut rest)?,
             vote: take_u64(&mut rest)?,
-            commit: take_u64(&mut rest)?,
+            commit: take_number(&mut rest)?,
             ..Default::default()
         }),
         COMPACT => Record::Compact(Compaction {
-            keep_from: take_u64(&mut rest)?,
-            before: take_u64(&mut rest)?,
+            keep_from: take_number(&mut rest)?,
+            before: take_number(&mut rest)?,
             snapshot: take_snapshot(&mut rest)?,
         }),
         REMOVE => Record::Remove,
@@ -301,10 +304,18 @@ fn take_u64(rest: &mut &[u8]) -> Result<u64, &'static str> {
     Ok(u64::from_le_bytes(take(rest)?))
 }
 
+/// An index, a term or an id.
+fn take_number(rest: &mut &[u8]) -> Result<u64, &'static str> {
+    match take_u64(rest)? {
+        number @ ..=MAX_NUMBER => Ok(number),
+        _ => Err("a number that none can be"),
+    }
+}
+
 fn take_entry(rest: &mut &[u8]) -> Result<Entry, &'static str> {
     let mut entry = Entry {
-        index: take_u64(rest)?,
-        term: take_u64(rest)?,
+        index: take_number(rest)?,
+        term: take_number(rest)?,
         ..Default::default()
     };
     if entry.index == 0 {
@@ -321,7 +332,7 @@ fn take_entry(rest: &mut &[u8]) -> Result<Entry, &'static str> {
 }
 
 fn take_snapshot(rest: &mut &[u8]) -> Result<Snapshot, &'static str> {
-    let (index, term, count) = (take_u64(rest)?, take_u64(rest)?, take_u64(rest)?);
+    let (index, term, count) = (take_number(rest)?, take_number(rest)?, take_u64(rest)?);
     if count > (rest.len() / 8) as u64 {
         return Err("more members than bytes");
     }
@@ -346,8 +357,8 @@ mod tests {
 
     fn snapshots() -> impl Strategy<Value = Snapshot> {
         (
-            any::<u64>(),
-            any::<u64>(),
+            0..=MAX_NUMBER,
+            0..=MAX_NUMBER,
             any::<Vec<u64>>(),
             any::<Vec<u8>>(),
         )
@@ -360,8 +371,13 @@ mod tests {
     }
 
     fn entries() -> impl Strategy<Value = Entry> {
-        (1_u64.., any::<u64>(), any::<bool>(), any::<Vec<u8>>()).prop_map(
-            |(index, term, change, data)| {
+        (
+            1..=MAX_NUMBER,
+            1..=MAX_NUMBER,
+            any::<bool>(),
+            any::<Vec<u8>>(),
+        )
+            .prop_map(|(index, term, change, data)| {
                 let mut entry = Entry {
                     index,
                     term,
@@ -372,8 +388,7 @@ mod tests {
                     entry.set_entry_type(EntryType::EntryConfChange);
                 }
                 entry
-            },
-        )
+            })
     }
 
     fn records() -> impl Strategy<Value = Record> {
@@ -390,7 +405,7 @@ mod tests {
             snapshots().prop_map(Record::Install),
             entries().prop_map(Record::Entry),
             entries().prop_map(Record::Copy),
-            (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(term, vote, commit)| {
+            (0..=MAX_NUMBER, any::<u64>(), 0..=MAX_NUMBER).prop_map(|(term, vote, commit)| {
                 Record::State(HardState {
                     term,
                     vote,
@@ -398,13 +413,15 @@ mod tests {
                     ..Default::default()
                 })
             }),
-            (any::<u64>(), any::<u64>(), snapshots()).prop_map(|(keep_from, before, snapshot)| {
-                Record::Compact(Compaction {
-                    snapshot,
-                    keep_from,
-                    before,
-                })
-            }),
+            (0..=MAX_NUMBER, 0..=MAX_NUMBER, snapshots()).prop_map(
+                |(keep_from, before, snapshot)| {
+                    Record::Compact(Compaction {
+                        snapshot,
+                        keep_from,
+                        before,
+                    })
+                }
+            ),
         ]
     }
 

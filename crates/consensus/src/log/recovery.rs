@@ -355,6 +355,9 @@ impl Builder {
         index.snapshot_at = self.snapshot.as_ref().map(|(_, place)| *place);
         let snapshot = self.snapshot.map(|(snapshot, _)| snapshot);
         let base = snapshot.as_ref().map_or(0, |snapshot| snapshot.index);
+        if self.first == 0 || self.first > base + 1 {
+            return Err(inconsistent("entries are missing behind its snapshot"));
+        }
         let mut found = Recovered {
             group,
             standing,

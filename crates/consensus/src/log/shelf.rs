@@ -7,9 +7,10 @@ use std::sync::Arc;
 use raft::eraftpb::{Entry, HardState};
 
 use super::record::{self, HEADER, Record};
+use super::recovery::segment_name;
 use super::{LogError, Standing};
-use crate::GroupId;
 use crate::disk::File;
+use crate::{GroupId, Snapshot};
 
 /// The place of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,6 +154,23 @@ impl Shelf {
         released.into_iter().for_each(|place| self.release(place));
     }
 
+    /// What is needed to go on with a group without the shelf.
+    pub(super) fn copy(&self, group: GroupId) -> Option<Shelved> {
+        let index = self.groups.get(&group)?;
+        let snapshot = index.snapshot_at.and_then(|place| {
+            let segment = self.segments.get(&place.segment)?;
+            Some((place, Arc::clone(&segment.file)))
+        });
+        Some(Shelved {
+            standing: index.standing,
+            state: index.state.clone(),
+            first: index.first,
+            before: index.before,
+            terms: index.entries.iter().map(|slot| slot.term).collect(),
+            snapshot,
+        })
+    }
+
     /// Where the entries of `range` stand, as many as fit into `max_bytes` but at least one.
     pub(super) fn find(
         &self,
@@ -176,6 +194,36 @@ impl Shelf {
             found.push((at, slot.place, Arc::clone(&segment.file)));
         }
         Ok(found)
+    }
+}
+
+/// A group as it stood on the shelf.
+pub(super) struct Shelved {
+    pub(super) standing: Standing,
+    pub(super) state: HardState,
+    pub(super) first: u64,
+    pub(super) before: u64,
+    /// The terms of the entries from `first` on.
+    pub(super) terms: Vec<u64>,
+    snapshot: Option<(Place, Arc<dyn File>)>,
+}
+
+impl Shelved {
+    /// The group's snapshot, read back.
+    pub(super) fn snapshot(&self, group: GroupId) -> Result<Option<Snapshot>, LogError> {
+        let Some((place, file)) = &self.snapshot else {
+            return Ok(None);
+        };
+        let name = segment_name(place.segment);
+        match read(&**file, &name, *place, group)? {
+            Record::Install(snapshot) => Ok(Some(snapshot)),
+            Record::Compact(compaction) => Ok(Some(compaction.snapshot)),
+            _ => Err(LogError::corrupt(
+                name,
+                place.offset.into(),
+                "a snapshot was expected",
+            )),
+        }
     }
 }
 
