@@ -114,7 +114,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     info!(target: LOG, "Starting quorate {} ({}) as an orderer with {}", crate::RELEASE, crate::node::revision(), loaded.file.display());
     let mut signals = signals()?;
     let tasks = Tasks::new("");
-    let starting = Orderer::start(Parts {
+    let started = Orderer::start(Parts {
         options: loaded.options,
         version: Version {
             version: crate::RELEASE.to_owned(),
@@ -125,15 +125,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         clock: Clock::system(),
         entropy: Entropy::system(),
         tasks: tasks.clone(),
-    });
-    // It may wait for other orderers, and must not be deaf meanwhile.
-    let started = tokio::select! {
-        started = starting => started,
-        code = signals.serve(&tasks) => {
-            tasks.stop(PATIENCE).await;
-            return Ok(code);
-        }
-    };
+    })
+    .await;
     let _orderer = match started {
         Ok(orderer) => orderer,
         Err(reason) => {

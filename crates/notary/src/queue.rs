@@ -47,8 +47,6 @@ pub(crate) struct Bounds {
 pub(crate) struct ReturnAddress {
     pub(crate) peer: X500Name,
     pub(crate) session: SessionId,
-    /// Who was asked: the notary, or the node that provides it with others.
-    pub(crate) asked: X500Name,
 }
 
 impl ReturnAddress {
@@ -56,7 +54,6 @@ impl ReturnAddress {
         Self {
             peer: envelope.sender.clone(),
             session: envelope.session,
-            asked: envelope.recipient.clone(),
         }
     }
 }

@@ -5,21 +5,13 @@
 //! Everybody else reads a table that it replaces as a whole. What a consenter does is in [`crate::channel`], what a follower
 //! does in [`crate::follower`]; the way from a chain on disk to a running consenter is in `consenter`.
 //!
-//! A network may have a system channel, whose blocks create the other channels. What is different then is in `system`
-//! (how it begins, creates and ends), in `onboarding` (how an orderer that comes late gets all channels), in `inactive`
-//! (what an orderer has of a channel that others serve) and in `tracker` (how it notices that it is wanted there).
-//!
 //! Start reading at [`Registrar`].
 
 mod consenter;
 mod desk;
 mod doors;
-mod inactive;
 mod incarnation;
 mod join;
-mod onboarding;
-mod system;
-mod tracker;
 mod trust;
 mod wiring;
 
@@ -30,7 +22,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use quorate_consensus::{GroupId, Log, Recovered};
+use quorate_consensus::{GroupId, Log, LogError, Recovered};
 use quorate_fabric::config::ChannelConfig;
 use quorate_fabric::msp::Signer;
 use quorate_identity::mutual_tls::public_key;
@@ -39,17 +31,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::consenter::StartError;
 use self::desk::{Desk, Request};
-use self::inactive::Inactive;
 pub use self::incarnation::{IncarnationError, Incarnations};
-pub use self::onboarding::OnboardingError;
-pub use self::system::{BootstrapBlock, BootstrapError};
 pub use self::trust::Trust;
 use crate::admin::{ChannelInfo, ChannelStatus, ConsensusRelation, JoinError, RemoveError};
 use crate::broadcast::Checker;
 use crate::channel::ChannelHandle;
 use crate::checks::Rules;
 use crate::cluster::Transport;
-use crate::deliver::Channel as _;
 use crate::follower::Follower;
 use crate::metrics::OrdererMetrics;
 use crate::replication::PullerContext;
@@ -92,8 +80,6 @@ pub struct Premises {
     pub tick_override: Option<Duration>,
     /// `Consensus.EvictionSuspicion`.
     pub eviction_suspicion: Duration,
-    /// `General.Cluster.ReplicationBackgroundRefreshInterval`.
-    pub refresh_interval: Duration,
     /// The time.
     pub clock: Clock,
     /// Nonces, jitter, names.
@@ -115,8 +101,12 @@ impl Premises {
             .any(|consenter| self.is_ours(&consenter.server_tls_cert))
     }
 
-    fn claim(&self, id: GroupId) -> Option<Recovered> {
-        self.unclaimed().remove(&id)
+    /// What the log has of a group: found in it at the start, or left by an earlier part that we played in the channel.
+    fn claim(&self, id: GroupId) -> Result<Option<Recovered>, LogError> {
+        match self.unclaimed().remove(&id) {
+            Some(found) => Ok(Some(found)),
+            None => self.log.recover(id),
+        }
     }
 
     fn unclaimed(&self) -> std::sync::MutexGuard<'_, BTreeMap<GroupId, Recovered>> {
@@ -133,8 +123,6 @@ enum Part {
     Consenter(Arc<Consenter>),
     /// It copies blocks.
     Follower(Follower),
-    /// It leaves the channel to others; only where there is a system channel.
-    Inactive(Arc<Inactive>),
     /// It is leaving.
     Leaving(ChannelInfo),
     /// It cannot do anything, for a reason that was logged.
@@ -151,13 +139,7 @@ struct Consenter {
     outage: watch::Receiver<bool>,
 }
 
-/// What everybody reads.
-#[derive(Default)]
-struct Table {
-    /// The system channel's name.
-    system: Option<String>,
-    parts: BTreeMap<String, Part>,
-}
+type Table = BTreeMap<String, Part>;
 
 /// The channels of this orderer. Cheap to clone.
 #[derive(Clone)]
@@ -176,23 +158,6 @@ pub enum RegistrarError {
     /// What is kept about their Raft groups.
     #[error("the names of the channels' Raft groups cannot be read")]
     Incarnation(#[from] IncarnationError),
-    /// Nobody would know which of them creates channels.
-    #[error(
-        "there are several system channels: {}; move the ledgers of all but one away from FileLedger.Location",
-        .0.join(", ")
-    )]
-    SystemChannels(Vec<String>),
-    /// The system channel, with which everything else begins.
-    #[error("the system channel {channel} cannot be opened: {reason}")]
-    SystemChannel {
-        /// Its name.
-        channel: String,
-        /// Why not.
-        reason: String,
-    },
-    /// Its blocks, and those of the channels that it has created, are with other orderers.
-    #[error("the channels cannot be replicated")]
-    Onboarding(#[from] OnboardingError),
     /// A part of us panicked.
     #[error(transparent)]
     Panicked(#[from] quorate_runtime::tasks::TaskFailure),
@@ -200,8 +165,7 @@ pub enum RegistrarError {
 
 impl Registrar {
     /// Opens every channel on disk and starts serving it. A channel that cannot be opened does not keep the others from
-    /// being served: it is shown as failed, and the log says why. Where a system channel is joined by one of its later
-    /// blocks, this returns when all channels have been replicated.
+    /// being served: it is shown as failed, and the log says why.
     ///
     /// # Errors
     /// [`RegistrarError`].
@@ -216,25 +180,17 @@ impl Registrar {
         };
         let mut desk = Desk::new(premises, table, requests, tasks);
         desk.open().await?;
-        if let Some(tracker) = desk.tracker() {
-            tasks.spawn("search for channels that want this orderer", tracker.run());
-        }
         tasks.spawn_essential("registrar", desk.run(incoming));
         Ok(registrar)
     }
 
     fn part(&self, channel: &str) -> Option<Part> {
-        self.table.load().parts.get(channel).cloned()
+        self.table.load().get(channel).cloned()
     }
 
-    /// The names of all channels, the system channel included.
+    /// The names of all channels.
     pub fn channels(&self) -> Vec<String> {
-        self.table.load().parts.keys().cloned().collect()
-    }
-
-    /// The system channel's name, if there is one.
-    pub fn system_channel(&self) -> Option<String> {
-        self.table.load().system.clone()
+        self.table.load().keys().cloned().collect()
     }
 
     /// What this orderer is to a channel, and how far it is.
@@ -302,11 +258,6 @@ fn describe(channel: &str, part: &Part) -> ChannelInfo {
             };
             (relation, status, follower.store().height())
         }
-        Part::Inactive(inactive) => (
-            inactive.relation(),
-            ChannelStatus::Inactive,
-            inactive.store().height(),
-        ),
         Part::Leaving(info) | Part::Failed { info, .. } => return info.clone(),
     };
     ChannelInfo {

@@ -12,5 +12,3 @@ mod operations;
 mod participation;
 mod single;
 mod support;
-mod system;
-mod system_network;

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 
 use quorate_flow::{
-    App, Context, Finality, Flow, FlowRegistry, FlowTimeout, Limits, Owner, Recording, RetryPolicy,
-    SideEffect, StatesToRecord,
+    App, Context, Finality, Flow, FlowRegistry, Limits, Owner, Recording, RetryPolicy, SideEffect,
+    StatesToRecord,
 };
 use quorate_identity::{
     CertificateAuthority, KeyPair, NodeKeys, Party, SecureHash, SignatureScheme, UnixTime, X500Name,
@@ -156,11 +156,7 @@ impl World {
         });
         let machine = Machine::new(
             Arc::clone(&applications.registry),
-            Arc::new(
-                network
-                    .borrow()
-                    .surroundings(BTreeMap::new(), FlowTimeout::default()),
-            ),
+            Arc::new(network.borrow().surroundings(BTreeMap::new())),
             owner,
             Limits::default(),
             RetryPolicy::default(),

@@ -215,6 +215,7 @@ mod tests {
     use proptest::prelude::*;
     use prost::Message as _;
     use quorate_fabric::proto::{common, orderer};
+    use quorate_testkit::hostile::{Shape, torment};
 
     use super::*;
 
@@ -255,6 +256,26 @@ mod tests {
             panic!();
         };
         assert_eq!(read, envelope);
+    }
+
+    #[test]
+    fn forged_requests_are_read_or_refused() {
+        let folder = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../fixtures/fabric/raftpb/captured"
+        );
+        let mut files: Vec<_> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|file| file.unwrap().path())
+            .collect();
+        files.sort();
+        let samples: Vec<Vec<u8>> = files
+            .iter()
+            .map(|file| std::fs::read(file).unwrap())
+            .collect();
+        torment("step request", Shape::Protobuf, &samples, 30_000, |bytes| {
+            let _ = Step::decode(Bytes::copy_from_slice(bytes));
+        });
     }
 
     proptest! {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use quorate_testkit::hostile::{Shape, torment};
+
 use super::*;
 
 const DIRECTORY: &str = "/etc/orderer";
@@ -561,4 +563,14 @@ fn files_that_blow_up_are_refused() {
     }
     assert!(!refusal(&bomb).is_empty());
     assert!(!refusal(&"[".repeat(100_000)).is_empty());
+}
+
+#[test]
+fn forged_files_are_read_or_refused() {
+    let sample = [EVERYTHING.as_bytes().to_vec()];
+    torment("orderer.yaml", Shape::Text, &sample, 1_000, |bytes| {
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            let _ = read(text, Path::new(DIRECTORY), &environment(&[]));
+        }
+    });
 }

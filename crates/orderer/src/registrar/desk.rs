@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use quorate_consensus::GroupId;
 use quorate_fabric::config::ChannelConfig;
 use quorate_runtime::Tasks;
 use quorate_runtime::tasks::{blocking, chain};
@@ -15,16 +16,14 @@ use tracing::{error, info, warn};
 use super::consenter::{Chain, StartError};
 use super::incarnation::IncarnationError;
 use super::join::JoinBlock;
-use super::system::ChannelCreation;
-use super::{Consenter, Inactive, LOG, Part, Premises, RegistrarError, Table, describe};
+use super::{Consenter, LOG, Part, Premises, RegistrarError, Table, describe};
 use crate::admin::{ChannelInfo, ChannelStatus, ConsensusRelation, JoinError, RemoveError};
-use crate::channel::{ChannelHandle, Creation, Halt};
-use crate::deliver::Channel as _;
-use crate::follower::{self, Follower, FollowerStart, Target};
+use crate::channel::{ChannelHandle, Halt};
+use crate::follower::{self, FollowerStart, Target};
 use crate::store::{BlockStore, StoreError};
 
 /// How long the tasks of a channel may take to stop before they are cut off, which loses nothing.
-pub(super) const STOP_PATIENCE: Duration = Duration::from_secs(10);
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// In clusters up to this size a leader is not asked for before blocks are delivered: Fabric does not, for one of two
 /// orderers could never deliver alone.
@@ -38,12 +37,8 @@ pub(super) enum Request {
     Remove(String, oneshot::Sender<Result<(), RemoveError>>),
     /// A consenter has stopped.
     Halted(String, Life, Halt),
-    /// A follower has ended, because it is to be a consenter, or because it was to come no further.
-    Followed(String, Life),
-    /// The system channel has created a channel, whose first block is on disk; answered when it is in the table.
-    Created(String, oneshot::Sender<()>),
-    /// A channel that is left to others seems to name us.
-    Wanted(String),
+    /// A follower has become a consenter.
+    Promoted(String, Life),
     /// A channel has been left, or could not be.
     Left(String, Life, Result<(), String>),
 }
@@ -52,19 +47,17 @@ pub(super) enum Request {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Life(u64);
 
-pub(super) struct Entry {
-    pub(super) part: Part,
+struct Entry {
+    part: Part,
     life: Life,
-    pub(super) tasks: Tasks,
+    tasks: Tasks,
 }
 
 pub(super) struct Desk {
-    pub(super) premises: Arc<Premises>,
-    pub(super) entries: BTreeMap<String, Entry>,
-    /// The system channel's name.
-    pub(super) system: Option<String>,
-    pub(super) table: Arc<ArcSwap<Table>>,
-    pub(super) requests: mpsc::Sender<Request>,
+    premises: Arc<Premises>,
+    entries: BTreeMap<String, Entry>,
+    table: Arc<ArcSwap<Table>>,
+    requests: mpsc::Sender<Request>,
     tasks: Tasks,
     lives: u64,
 }
@@ -79,7 +72,6 @@ impl Desk {
         Self {
             premises,
             entries: BTreeMap::new(),
-            system: None,
             table,
             requests,
             tasks: tasks.clone(),
@@ -89,7 +81,6 @@ impl Desk {
 
     /// Opens what is on disk.
     pub(super) async fn open(&mut self) -> Result<(), RegistrarError> {
-        self.open_system().await?;
         let premises = self.premises.clone();
         let (channels, joins) = blocking("reading the folder of ledgers", move || {
             let channels = premises.ledgers.channels()?;
@@ -97,67 +88,57 @@ impl Desk {
         })
         .await??;
         let names: BTreeSet<String> = channels.into_iter().chain(joins.keys().cloned()).collect();
-        // The system channel comes last: what it creates is to be compared with all that there is.
-        let is_system = |name: &String| self.system.as_ref() == Some(name);
-        let (system, others): (Vec<String>, Vec<String>) =
-            names.iter().cloned().partition(is_system);
-        for name in others.into_iter().chain(system) {
-            self.open_channel(&name, joins.get(&name)).await;
+        for name in names.clone() {
+            let life = self.life();
+            let tasks = self.tasks.child(&format!("channel {name}"));
+            let part = match self.reopen(&name, joins.get(&name), life, &tasks).await {
+                Ok(Some(part)) => part,
+                Ok(None) => {
+                    warn!(target: LOG, channel = %name, "Channel {name} has neither blocks nor a block to join with; ignoring it");
+                    continue;
+                }
+                Err(reason) => {
+                    error!(target: LOG, channel = %name, "Channel {name} cannot be served: {reason}");
+                    failed(&name)
+                }
+            };
+            self.entries.insert(name, Entry { part, life, tasks });
         }
-        self.forget_strangers(names).await?;
+        let kept = self.forget_strangers(names).await?;
         // Groups of channels that were left when the process died in the midst of it.
         let orphans: Vec<_> = std::mem::take(&mut *self.premises.unclaimed())
             .into_keys()
+            .filter(|group| !kept.contains(group))
             .collect();
         for group in orphans {
             self.premises.log.remove(group, Box::new(|_| ()));
         }
         self.publish();
-        match &self.system {
-            // Scripts look for Fabric's beginning of it.
-            None => {
-                info!(target: LOG, "Registrar initializing without a system channel, number of application channels: {}", self.entries.len())
-            }
-            Some(system) => {
-                info!(target: LOG, "Registrar initialized with the system channel {system}, number of channels: {}", self.entries.len())
-            }
-        }
+        // Scripts look for Fabric's beginning of it.
+        info!(target: LOG, "Registrar initializing without a system channel, number of application channels: {}", self.entries.len());
         Ok(())
-    }
-
-    /// Opens a channel that is on disk, or a join block of one.
-    pub(super) async fn open_channel(&mut self, name: &str, join: Option<&Bytes>) {
-        let life = self.life();
-        let tasks = self.tasks.child(&format!("channel {name}"));
-        let part = match self.reopen(name, join, life, &tasks).await {
-            Ok(Some(part)) => part,
-            Ok(None) => {
-                warn!(target: LOG, channel = %name, "Channel {name} has neither blocks nor a block to join with; ignoring it");
-                return;
-            }
-            Err(reason) => {
-                error!(target: LOG, channel = %name, "Channel {name} cannot be served: {reason}");
-                failed(name)
-            }
-        };
-        self.entries
-            .insert(name.to_owned(), Entry { part, life, tasks });
     }
 
     /// Forgets the names of groups whose channels were left when the process died in the midst of it: should such a
-    /// channel be joined again, a name without a group would look like a lost log.
-    async fn forget_strangers(&self, known: BTreeSet<String>) -> Result<(), RegistrarError> {
+    /// channel be joined again, a name without a group would look like a lost log. Answers the groups of the others, of
+    /// which some may belong to channels that we only follow at the moment.
+    async fn forget_strangers(
+        &self,
+        known: BTreeSet<String>,
+    ) -> Result<BTreeSet<GroupId>, RegistrarError> {
         let premises = self.premises.clone();
-        blocking("removal of names of Raft groups", move || {
+        let kept = blocking("removal of names of Raft groups", move || {
+            let mut kept = BTreeSet::new();
             for channel in premises.incarnations.channels()? {
                 if !known.contains(&channel) {
                     premises.incarnations.forget(&channel)?;
+                } else if let Ok(Some(incarnation)) = premises.incarnations.read(&channel) {
+                    kept.insert(incarnation.group());
                 }
             }
-            Ok::<_, IncarnationError>(())
-        })
-        .await??;
-        Ok(())
+            Ok::<_, IncarnationError>(kept)
+        });
+        Ok(kept.await??)
     }
 
     async fn reopen(
@@ -215,7 +196,7 @@ impl Desk {
         life: Life,
         tasks: &Tasks,
     ) -> Result<Option<Part>, String> {
-        let (premises, owner, creation) = (self.premises.clone(), tasks.clone(), self.creation());
+        let (premises, owner) = (self.premises.clone(), tasks.clone());
         let wants_to_serve = matches!(target, Target::Here);
         let started = blocking("starting a channel", move || {
             let Some(chain) = Chain::read(store)? else {
@@ -223,7 +204,7 @@ impl Desk {
             };
             Ok::<_, StartError>(Some(match chain.raft_id(&premises)? {
                 Some(raft_id) if wants_to_serve => {
-                    Started::Consenter(chain.serve(raft_id, &premises, creation, &owner)?)
+                    Started::Consenter(chain.serve(raft_id, &premises, &owner)?)
                 }
                 _ => Started::Follower(chain.store, chain.config),
             }))
@@ -231,42 +212,10 @@ impl Desk {
         Ok(match flatten(started.await)? {
             None => None,
             Some(Started::Consenter(handle)) => Some(self.watch(name, handle, life, tasks)),
-            Some(Started::Follower(store, config)) if self.system.is_some() => {
-                Some(self.sideline(name, store, config, target, life, tasks))
-            }
             Some(Started::Follower(store, config)) => {
-                let follower = self.follow(name, store, config, target, life, tasks);
-                info!(target: LOG, channel = %name, "Created and started a follower.Chain for channel {name}");
-                Some(Part::Follower(follower))
+                Some(self.follow(name, store, config, target, life, tasks))
             }
         })
-    }
-
-    fn creation(&self) -> Arc<dyn Creation> {
-        Arc::new(ChannelCreation {
-            ledgers: self.premises.ledgers.clone(),
-            requests: self.requests.clone(),
-        })
-    }
-
-    /// Leaves a channel to others, when its blocks have been copied up to `target`.
-    fn sideline(
-        &self,
-        name: &str,
-        store: BlockStore,
-        config: Arc<ChannelConfig>,
-        target: Target,
-        life: Life,
-        tasks: &Tasks,
-    ) -> Part {
-        let fetching = !matches!(target, Target::Here);
-        self.premises.trust.learn(name, &config);
-        if fetching {
-            self.follow(name, store.clone(), config.clone(), target, life, tasks);
-        } else {
-            info!(target: LOG, channel = %name, "Adding {name} to the set of chains to track");
-        }
-        Part::Inactive(Arc::new(Inactive::new(name, store, config, fetching)))
     }
 
     /// Passes on what happens to a consenter.
@@ -315,15 +264,14 @@ impl Desk {
         target: Target,
         life: Life,
         tasks: &Tasks,
-    ) -> Follower {
+    ) -> Part {
         let (premises, requests, channel) = (
             self.premises.clone(),
             self.requests.clone(),
             name.to_owned(),
         );
         let teller = tasks.clone();
-        let creates = config.consortiums().is_some();
-        follower::start(
+        let follower = follower::start(
             FollowerStart {
                 name: name.to_owned(),
                 store,
@@ -332,17 +280,17 @@ impl Desk {
                 target,
                 puller: self.premises.puller.clone(),
                 is_member: Arc::new(move |config| premises.is_member(config)),
-                stays: self.system.is_none(),
-                creation: creates.then(|| self.creation()),
-                ended: Box::new(move || {
-                    teller.spawn("news of a follower's end", async move {
+                promoted: Box::new(move || {
+                    teller.spawn("news of a new consenter", async move {
                         // Nobody listens any more when the process stops.
-                        let _ = requests.send(Request::Followed(channel, life)).await;
+                        let _ = requests.send(Request::Promoted(channel, life)).await;
                     });
                 }),
             },
             tasks,
-        )
+        );
+        info!(target: LOG, channel = %name, "Created and started a follower.Chain for channel {name}");
+        Part::Follower(follower)
     }
 
     /// Works until the process stops.
@@ -363,26 +311,17 @@ impl Desk {
                     let _ = reply.send(outcome);
                 }
                 Some(Request::Remove(name, reply)) => {
-                    let outcome = match &self.system {
-                        Some(system) if *system == name => self.leave_system(&name).await,
-                        _ => self.leave(&name),
-                    };
+                    let outcome = self.leave(&name);
                     self.publish();
                     let _ = reply.send(outcome);
                 }
                 Some(Request::Left(name, life, outcome)) => self.left(&name, life, outcome),
                 Some(Request::Halted(name, life, halt)) => self.halted(&name, life, halt).await,
-                Some(Request::Followed(name, life)) => {
+                Some(Request::Promoted(name, life)) => {
                     if self.is_current(&name, life) {
                         self.change(&name, Target::Here).await;
                     }
                 }
-                Some(Request::Created(name, reply)) => {
-                    self.created(&name).await;
-                    self.publish();
-                    let _ = reply.send(());
-                }
-                Some(Request::Wanted(name)) => self.wanted(&name).await,
             }
             self.publish();
         }
@@ -392,15 +331,18 @@ impl Desk {
         let join = JoinBlock::judge(block.clone(), &self.premises)?;
         let name = join.channel.clone();
         match self.entries.get(&name).map(|entry| &entry.part) {
+            None => {}
             Some(Part::Leaving(_)) => return Err(JoinError::PendingRemoval),
             Some(Part::Failed { leaving: true, .. }) => return Err(JoinError::RemovalFailed),
-            _ if self.system.is_some() => return Err(JoinError::SystemChannelExists),
             Some(_) => return Err(JoinError::ChannelExists),
-            None => {}
         }
-        let is_system = join.config.consortiums().is_some();
-        if is_system && !self.entries.is_empty() {
-            return Err(JoinError::ApplicationChannelsExist);
+        if join.config.consortiums().is_some() {
+            if !self.entries.is_empty() {
+                return Err(JoinError::ApplicationChannelsExist);
+            }
+            return Err(join_failed(
+                "this orderer does not serve system channels; create application channels without one and join them",
+            ));
         }
         let (life, tasks) = (self.life(), self.tasks.child(&format!("channel {name}")));
         let (ledgers, channel) = (self.premises.ledgers.clone(), name.clone());
@@ -409,7 +351,6 @@ impl Desk {
             ledgers.get_or_create(&channel)
         });
         let joined = match flatten(saved.await) {
-            Ok(_) if is_system => self.join_system(join).await,
             Ok(store) => self.join_ledger(join, store, life, &tasks).await,
             Err(reason) => Err(reason),
         };
@@ -466,22 +407,19 @@ impl Desk {
             Err(failure) => return Err(failure.to_string()),
         };
         let target = Target::Block(join.block);
-        let follower = self.follow(&name, store, config, target, life, tasks);
-        info!(target: LOG, channel = %name, "Created and started a follower.Chain for channel {name}");
-        Ok(Part::Follower(follower))
+        Ok(self.follow(&name, store, config, target, life, tasks))
     }
 
     fn leave(&mut self, name: &str) -> Result<(), RemoveError> {
         let life = self.life();
-        let has_system = self.system.is_some();
-        let entry = match self.entries.get_mut(name) {
-            Some(entry) if matches!(entry.part, Part::Leaving(_)) => {
-                return Err(RemoveError::PendingRemoval);
-            }
-            _ if has_system => return Err(RemoveError::SystemChannelExists),
-            Some(entry) if !matches!(entry.part, Part::Failed { leaving: true, .. }) => entry,
-            _ => return Err(RemoveError::ChannelNotExist),
+        let Some(entry) = self.entries.get_mut(name) else {
+            return Err(RemoveError::ChannelNotExist);
         };
+        match &entry.part {
+            Part::Leaving(_) => return Err(RemoveError::PendingRemoval),
+            Part::Failed { leaving: true, .. } => return Err(RemoveError::ChannelNotExist),
+            _ => {}
+        }
         let consensus_relation = describe(name, &entry.part).consensus_relation;
         entry.part = Part::Leaving(ChannelInfo {
             name: name.to_owned(),
@@ -522,23 +460,16 @@ impl Desk {
             }
             Err(reason) => {
                 error!(target: LOG, channel = %name, "Channel {name} could not be removed: {reason}");
-                if let Some(entry) = self.entries.remove(name) {
-                    self.removal_failed(name, entry);
+                if let Some(entry) = self.entries.get_mut(name) {
+                    let mut info = describe(name, &entry.part);
+                    info.status = ChannelStatus::Failed;
+                    entry.part = Part::Failed {
+                        info,
+                        leaving: true,
+                    };
                 }
             }
         }
-    }
-
-    /// Shows a channel that could not be removed.
-    pub(super) fn removal_failed(&mut self, name: &str, entry: Entry) {
-        let mut info = describe(name, &entry.part);
-        info.status = ChannelStatus::Failed;
-        let part = Part::Failed {
-            info,
-            leaving: true,
-        };
-        self.entries
-            .insert(name.to_owned(), Entry { part, ..entry });
     }
 
     async fn halted(&mut self, name: &str, life: Life, halt: Halt) {
@@ -563,8 +494,14 @@ impl Desk {
                 info!(target: LOG, channel = %name, "Periodic check is stopping.");
                 Target::Eviction(number)
             }
-            // We were removed, and added again, while we were away.
-            Halt::WrongId(_) => Target::Newest,
+            // We were removed, and added again, while we were away. Or somebody is mistaken about us: only the chain can tell,
+            // and what we have promised is kept until it has. Forgetting a promise that still counts is what must not be; to
+            // remember one that does not count any more does no harm.
+            Halt::WrongId(_) => {
+                self.premises.transport.remove(name);
+                self.change(name, Target::Newest).await;
+                return;
+            }
         };
         self.premises.transport.remove(name);
         // The next time that we are a consenter is another life, with nothing to remember of this one.
@@ -579,7 +516,7 @@ impl Desk {
     }
 
     /// Stops our part in a channel, and takes the one that the chain gives us.
-    pub(super) async fn change(&mut self, name: &str, target: Target) {
+    async fn change(&mut self, name: &str, target: Target) {
         let (life, tasks) = (self.life(), self.tasks.child(&format!("channel {name}")));
         let Some(entry) = self.entries.get(name) else {
             return;
@@ -587,7 +524,6 @@ impl Desk {
         let store = match &entry.part {
             Part::Consenter(consenter) => consenter.handle.store().clone(),
             Part::Follower(follower) => follower.store().clone(),
-            Part::Inactive(inactive) => inactive.store().clone(),
             Part::Leaving(_) | Part::Failed { .. } => return,
         };
         entry.tasks.stop(STOP_PATIENCE).await;
@@ -618,21 +554,19 @@ impl Desk {
     }
 
     fn publish(&self) {
-        let parts = self.entries.iter();
-        let table = Table {
-            system: self.system.clone(),
-            parts: parts
-                .map(|(name, entry)| (name.clone(), entry.part.clone()))
-                .collect(),
-        };
+        let table: Table = self
+            .entries
+            .iter()
+            .map(|(name, entry)| (name.clone(), entry.part.clone()))
+            .collect();
         let shown = &self.premises.metrics.participation;
-        for gone in self.table.load().parts.keys() {
-            if !table.parts.contains_key(gone) {
+        for gone in self.table.load().keys() {
+            if !table.contains_key(gone) {
                 shown.consensus_relation.forget([gone]);
                 shown.status.forget([gone]);
             }
         }
-        for (name, part) in &table.parts {
+        for (name, part) in &table {
             let info = describe(name, part);
             shown
                 .consensus_relation
@@ -667,7 +601,7 @@ fn join_failed(reason: &str) -> JoinError {
 
 /// Forgets everything about a channel. The ledger goes first, and its removal is finished after a crash; what is left of
 /// the group then is nobody's, and goes at the next start.
-pub(super) fn erase(premises: &Premises, channel: &str) -> Result<(), String> {
+fn erase(premises: &Premises, channel: &str) -> Result<(), String> {
     premises
         .ledgers
         .remove_join_block(channel)
@@ -700,14 +634,14 @@ fn forget_group(premises: &Premises, channel: &str) -> Result<(), String> {
 }
 
 /// Whether a blocking piece of work was done.
-pub(super) fn done(
+fn done(
     outcome: Result<Result<(), String>, quorate_runtime::tasks::TaskFailure>,
 ) -> Result<(), String> {
     outcome.unwrap_or_else(|failure| Err(failure.to_string()))
 }
 
 /// What a blocking piece of work gave, or why it did not.
-pub(super) fn flatten<T, E: std::error::Error + 'static>(
+fn flatten<T, E: std::error::Error + 'static>(
     outcome: Result<Result<T, E>, quorate_runtime::tasks::TaskFailure>,
 ) -> Result<T, String> {
     match outcome {

@@ -7,11 +7,11 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use quorate_fabric::config::ChannelConfig;
 use quorate_fabric::envelope::RawEnvelope;
+use quorate_fabric::raftpb;
 use tokio::sync::watch;
 
 use super::{Consenter, Part, Registrar};
 use crate::admin::{ChannelInfo, ChannelList, JoinError, Participation, RemoveError};
-use crate::broadcast::{Found, System, Unserved};
 use crate::cluster::{Dispatch, StepRefusal};
 use crate::store::BlockStore;
 use crate::{broadcast, deliver};
@@ -34,44 +34,17 @@ impl deliver::Channels for Registrar {
     fn channel(&self, id: &str) -> Option<Arc<dyn deliver::Channel>> {
         match self.part(id)? {
             Part::Consenter(consenter) => Some(consenter),
-            Part::Inactive(inactive) => Some(inactive),
             _ => None,
         }
     }
 }
 
 impl broadcast::Channels for Registrar {
-    fn find(&self, channel: &str) -> Found {
-        let table = self.table.load();
-        let found = table.parts.get(channel);
-        if let Some(Part::Consenter(consenter)) = found {
-            return Found::Served(consenter.handle.clone());
+    fn find(&self, channel: &str) -> broadcast::Found {
+        match self.consenter(channel) {
+            Some(handle) => broadcast::Found::Served(handle),
+            None => broadcast::Found::NotServed,
         }
-        let Some(system) = &table.system else {
-            return Found::NotServed;
-        };
-        if let Some(part) = found {
-            return Found::Unserved(unserved(channel, part));
-        }
-        Found::Unknown(match table.parts.get(system) {
-            Some(Part::Consenter(consenter)) => System::Served {
-                channel: consenter.handle.clone(),
-                channels: u64::try_from(table.parts.len()).unwrap_or(u64::MAX),
-            },
-            Some(part) => System::Unserved(unserved(system, part)),
-            None => return Found::NotServed,
-        })
-    }
-}
-
-/// What is said of a channel that we do not order for.
-fn unserved(channel: &str, part: &Part) -> Unserved {
-    match part {
-        Part::Inactive(inactive) => inactive.unserved(),
-        _ => Unserved {
-            config: None,
-            reason: format!("channel {channel} is not serviced by me"),
-        },
     }
 }
 
@@ -84,6 +57,13 @@ impl Dispatch for Registrar {
         metadata: Bytes,
     ) -> Result<(), StepRefusal> {
         let handle = self.consenter(channel).ok_or_else(|| unknown(channel))?;
+        // Here, where the sender can still be told.
+        raftpb::check_form(&payload).map_err(|_| {
+            StepRefusal(
+                "failed to unmarshal StepRequest payload to Raft Message: unexpected EOF"
+                    .to_owned(),
+            )
+        })?;
         handle.step(from, payload, metadata);
         Ok(())
     }
@@ -113,14 +93,9 @@ fn unknown(channel: &str) -> StepRefusal {
 
 impl Participation for Registrar {
     fn list(&self) -> ChannelList {
-        let table = self.table.load();
-        let names = table.parts.keys();
         ChannelList {
-            system_channel: table.system.clone(),
-            channels: names
-                .filter(|name| table.system.as_ref() != Some(*name))
-                .cloned()
-                .collect(),
+            system_channel: None,
+            channels: self.channels(),
         }
     }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use quorate_fabric::block::{self, BlockError, Hash};
-use quorate_fabric::config::{ChannelConfig, ConfigError, CreatedChannel};
+use quorate_fabric::config::{ChannelConfig, ConfigError};
 use quorate_fabric::proto::common::{Block, BlockHeader};
 
 const BLOCK_VALIDATION: &str = "/Channel/Orderer/BlockValidation";
@@ -134,8 +134,7 @@ impl ChainVerifier {
                     None => return Err(VerifyError::NoConfig { number }),
                 }
             }
-            // A block that creates another channel is signed like a configuration block, but leaves this channel as it is.
-            if is_config && !matches!(CreatedChannel::from_block(block), Ok(Some(_))) {
+            if is_config {
                 config = Some(Arc::new(self.read(number, block)?));
             }
         }
@@ -190,7 +189,7 @@ pub(super) fn config_block(
     }
 }
 
-pub(crate) fn signed(block: &Block, config: &ChannelConfig) -> Result<(), VerifyError> {
+fn signed(block: &Block, config: &ChannelConfig) -> Result<(), VerifyError> {
     let rule = config
         .policies()
         .get(BLOCK_VALIDATION)

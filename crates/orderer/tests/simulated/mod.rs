@@ -608,10 +608,7 @@ impl World {
                     self.later(id, Delivery::Pull(first, last, asked));
                 }
                 Action::Halt(halt) => node.halted = Some(halt),
-                Action::Leader(_)
-                | Action::Connect(_)
-                | Action::SuspectEviction(_)
-                | Action::CreateChannel(_) => {}
+                Action::Leader(_) | Action::Connect(_) | Action::SuspectEviction(_) => {}
             }
         }
     }

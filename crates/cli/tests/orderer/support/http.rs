@@ -31,6 +31,32 @@ pub(crate) struct Answer {
     pub(crate) body: String,
 }
 
+/// TLS towards an orderer, with or without a certificate of one's own, for one of these protocols.
+pub(crate) fn connector(identity: Option<&Identity>, protocols: &[&[u8]]) -> TlsConnector {
+    let mut roots = RootCertStore::empty();
+    let pem = fs::read(fixture(ROOTS)).unwrap();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        roots.add(certificate.unwrap()).unwrap();
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots);
+    let mut config = match identity {
+        None => config.with_no_client_auth(),
+        Some(own) => {
+            let chain = CertificateDer::pem_slice_iter(&own.certificate)
+                .map(Result::unwrap)
+                .collect();
+            let key = PrivateKeyDer::from_pem_slice(&own.key).unwrap();
+            config.with_client_auth_cert(chain, key).unwrap()
+        }
+    };
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+    TlsConnector::from(Arc::new(config))
+}
+
 /// An HTTP or HTTPS port of an orderer, and who comes there.
 pub(crate) struct Door {
     port: u16,
@@ -40,29 +66,9 @@ pub(crate) struct Door {
 impl Door {
     /// HTTPS.
     pub(crate) fn new(port: u16, identity: Option<Identity>) -> Self {
-        let mut roots = RootCertStore::empty();
-        let pem = fs::read(fixture(ROOTS)).unwrap();
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            roots.add(certificate.unwrap()).unwrap();
-        }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots);
-        let config = match identity {
-            None => config.with_no_client_auth(),
-            Some(own) => {
-                let chain = CertificateDer::pem_slice_iter(&own.certificate)
-                    .map(Result::unwrap)
-                    .collect();
-                let key = PrivateKeyDer::from_pem_slice(&own.key).unwrap();
-                config.with_client_auth_cert(chain, key).unwrap()
-            }
-        };
         Self {
             port,
-            tls: Some(TlsConnector::from(Arc::new(config))),
+            tls: Some(connector(identity.as_ref(), &[])),
         }
     }
 

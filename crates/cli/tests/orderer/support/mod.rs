@@ -1,5 +1,8 @@
 //! Processes, calls and recordings.
 
+// Several test targets share these, and each needs a part of them.
+#![allow(dead_code, unused_imports)]
+
 mod calls;
 mod http;
 mod node;
@@ -7,7 +10,7 @@ mod recordings;
 pub(crate) mod replay;
 
 pub(crate) use calls::{Call, Delivery, Ended, Got, Identity, Line, orderer_admin};
-pub(crate) use http::{Answer, Door, form};
+pub(crate) use http::{Answer, Door, connector, form};
 pub(crate) use node::{Node, Orderer};
 pub(crate) use recordings::{bytes, fixture, fixtures, same_text, text};
 
