@@ -1,10 +1,16 @@
 //! `quorate channel`: what an operator does with an ordering service's channels, against our orderers and Fabric's.
 
+mod access;
 mod advice;
+mod consenter;
 mod fetch;
 mod genesis;
+mod health;
 mod inspect;
 mod participation;
+mod proposal;
+mod set;
+mod update;
 
 use std::fs;
 use std::path::Path;
@@ -33,6 +39,15 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Fetch one block of a channel from an orderer
     Fetch(fetch::Arguments),
+    /// Add, remove or rotate one consenter of a channel
+    #[command(subcommand)]
+    Consenter(Box<consenter::Command>),
+    /// Change settings of a channel
+    Set(Box<set::Arguments>),
+    /// Change a channel as a file says, or submit an update that others have signed
+    Update(Box<update::Arguments>),
+    /// Sign an update of a channel that came by file
+    Sign(update::Sign),
     #[command(flatten)]
     Participation(participation::Command),
 }
@@ -42,6 +57,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Genesis(arguments) => genesis::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Fetch(arguments) => fetch::run(&arguments).await,
+        Command::Consenter(command) => consenter::run(*command).await,
+        Command::Set(arguments) => set::run(&arguments).await,
+        Command::Update(arguments) => update::run(&arguments).await,
+        Command::Sign(arguments) => update::sign(&arguments),
         Command::Participation(command) => participation::run(command).await,
     }
 }

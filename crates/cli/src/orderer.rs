@@ -114,7 +114,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     info!(target: LOG, "Starting quorate {} ({}) as an orderer with {}", crate::RELEASE, crate::node::revision(), loaded.file.display());
     let mut signals = signals()?;
     let tasks = Tasks::new("");
-    let started = Orderer::start(Parts {
+    let starting = Orderer::start(Parts {
         options: loaded.options,
         version: Version {
             version: crate::RELEASE.to_owned(),
@@ -125,8 +125,15 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         clock: Clock::system(),
         entropy: Entropy::system(),
         tasks: tasks.clone(),
-    })
-    .await;
+    });
+    // It may wait for other orderers, and must not be deaf meanwhile.
+    let started = tokio::select! {
+        started = starting => started,
+        code = signals.serve(&tasks) => {
+            tasks.stop(PATIENCE).await;
+            return Ok(code);
+        }
+    };
     let _orderer = match started {
         Ok(orderer) => orderer,
         Err(reason) => {

@@ -17,7 +17,9 @@ mod error;
 pub mod groups;
 mod maintenance;
 pub mod raft_config;
+mod review;
 mod update;
+pub mod wanted;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,13 +27,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use capabilities::{ApplicationCapabilities, ChannelCapabilities, OrdererCapabilities};
+pub use creation::CreatedChannel;
 pub use difference::compute_update;
 pub use error::ConfigError;
 pub use groups::{
     ApplicationGroup, ApplicationOrg, BatchSize, ConsensusState, Consortium, OrdererGroup,
     OrdererOrg, OrganisationConfig,
 };
+pub use review::{
+    Judgement, Review, UpdateSigner, config_update_message, merge_signatures, open_config_update,
+};
 pub use update::{ProposedUpdate, sign_update};
+pub use wanted::Wanted;
 
 use crate::envelope::{ChannelId, EnvelopeParts, RawEnvelope};
 use crate::msp::Membership;
@@ -501,6 +508,16 @@ impl ChannelGroup {
         parsed.membership = Arc::new(msps.into_membership());
         Ok(parsed)
     }
+}
+
+/// Whether a configuration block is a system channel's: told without judging the configuration.
+#[must_use]
+pub fn is_system_channel(block: &Block) -> bool {
+    let config = only_envelope(block).and_then(|envelope| open_config(&envelope));
+    config
+        .ok()
+        .and_then(|(_, config)| config.config?.channel_group)
+        .is_some_and(|group| group.groups.contains_key(CONSORTIUMS_GROUP))
 }
 
 /// The envelope of a block that holds one.

@@ -5,7 +5,7 @@
 //! accept the configuration is judged by [`config`](crate::config), not here.
 
 mod rule;
-mod yaml;
+pub(crate) mod yaml;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -82,7 +82,7 @@ pub enum GenesisError {
     },
 }
 
-fn setting(section: impl Into<String>, problem: impl Into<String>) -> GenesisError {
+pub(crate) fn setting(section: impl Into<String>, problem: impl Into<String>) -> GenesisError {
     GenesisError::Setting {
         section: section.into(),
         problem: problem.into(),
@@ -345,7 +345,7 @@ fn raft_metadata(
     })
 }
 
-fn raft_consenter(
+pub(crate) fn raft_consenter(
     consenter: &Consenter,
     files: &dyn Files,
 ) -> Result<etcdraft::Consenter, GenesisError> {
@@ -458,7 +458,7 @@ fn consortiums_group(
     Ok(group)
 }
 
-fn organization_group(
+pub(crate) fn organization_group(
     section: &str,
     organization: &Organization,
     files: &dyn Files,
@@ -506,30 +506,37 @@ fn new_group(
         ..Default::default()
     };
     for (name, policy) in policies {
-        let invalid = |kind: &str, problem: String| {
-            let problem = format!("invalid {kind} policy rule '{}': {problem}", policy.rule);
-            setting(format!("{section} policy {name}"), problem)
-        };
-        let policy = match policy.kind.as_str() {
-            "ImplicitMeta" => config_policy(
-                PolicyType::ImplicitMeta,
-                &rule::implicit_meta(&policy.rule).map_err(|e| invalid("implicit meta", e))?,
-                ADMINS,
-            ),
-            "Signature" => config_policy(
-                PolicyType::Signature,
-                &rule::signature(&policy.rule).map_err(|e| invalid("signature", e))?,
-                ADMINS,
-            ),
-            other => {
-                let problem =
-                    format!("unknown policy type: {other}; known: Signature, ImplicitMeta");
-                return Err(setting(format!("{section} policy {name}"), problem));
-            }
-        };
+        let policy = read_policy(&format!("{section} policy {name}"), policy)?;
         group.policies.insert(name.clone(), policy);
     }
     Ok(group)
+}
+
+/// A policy in the language of the file; the group's admins may change it.
+pub(crate) fn read_policy(
+    section: &str,
+    policy: &yaml::Policy,
+) -> Result<ConfigPolicy, GenesisError> {
+    let invalid = |kind: &str, problem: String| {
+        let problem = format!("invalid {kind} policy rule '{}': {problem}", policy.rule);
+        setting(section, problem)
+    };
+    match policy.kind.as_str() {
+        "ImplicitMeta" => Ok(config_policy(
+            PolicyType::ImplicitMeta,
+            &rule::implicit_meta(&policy.rule).map_err(|e| invalid("implicit meta", e))?,
+            ADMINS,
+        )),
+        "Signature" => Ok(config_policy(
+            PolicyType::Signature,
+            &rule::signature(&policy.rule).map_err(|e| invalid("signature", e))?,
+            ADMINS,
+        )),
+        other => {
+            let problem = format!("unknown policy type: {other}; known: Signature, ImplicitMeta");
+            Err(setting(section, problem))
+        }
+    }
 }
 
 fn config_policy(kind: PolicyType, rule: &impl Message, mod_policy: &str) -> ConfigPolicy {
@@ -543,7 +550,7 @@ fn config_policy(kind: PolicyType, rule: &impl Message, mod_policy: &str) -> Con
     }
 }
 
-fn put(group: &mut ConfigGroup, name: &str, mod_policy: &str, value: &impl Message) {
+pub(crate) fn put(group: &mut ConfigGroup, name: &str, mod_policy: &str, value: &impl Message) {
     put_encoded(group, name, mod_policy, value.encode_to_vec());
 }
 
@@ -556,7 +563,10 @@ fn put_encoded(group: &mut ConfigGroup, name: &str, mod_policy: &str, value: Vec
     group.values.insert(name.to_owned(), value);
 }
 
-fn put_capabilities(group: &mut ConfigGroup, capabilities: Option<&BTreeMap<String, bool>>) {
+pub(crate) fn put_capabilities(
+    group: &mut ConfigGroup,
+    capabilities: Option<&BTreeMap<String, bool>>,
+) {
     let Some(capabilities) = capabilities.filter(|capabilities| !capabilities.is_empty()) else {
         return;
     };
@@ -573,7 +583,7 @@ fn put_capabilities(group: &mut ConfigGroup, capabilities: Option<&BTreeMap<Stri
 }
 
 /// A number, or a size such as `64 KB`. Absent is 0.
-fn number(name: &str, text: Option<Text>) -> Result<u32, GenesisError> {
+pub(crate) fn number(name: &str, text: Option<Text>) -> Result<u32, GenesisError> {
     let Some(Text(text)) = text else {
         return Ok(0);
     };
@@ -600,7 +610,7 @@ fn number(name: &str, text: Option<Text>) -> Result<u32, GenesisError> {
         .ok_or_else(|| setting(name, format!("{text:?} does not fit into 32 bits")))
 }
 
-fn duration(name: &str, text: &str, default: &str) -> Result<GoDuration, GenesisError> {
+pub(crate) fn duration(name: &str, text: &str, default: &str) -> Result<GoDuration, GenesisError> {
     let text = if text.is_empty() { default } else { text };
     text.parse()
         .map_err(|error| setting(name, format!("{error}; write it as 200ms, 2s or 1m")))

@@ -6,6 +6,7 @@
 //! Start with [`block`]; [`block_text`] and [`config_text`] write the same for people only. [`Document`] is for files of
 //! which nobody has said what they are.
 
+mod difference;
 mod document;
 mod text;
 
@@ -16,6 +17,7 @@ use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+pub use self::difference::config_difference;
 pub use self::document::Document;
 pub use self::text::{block_text, config_text};
 use crate::proto::common::{self, HeaderType, policy::PolicyType};

@@ -6,6 +6,7 @@
 //!
 //! Texts are Fabric's: they reach clients.
 
+mod requirement;
 mod signature;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use crate::msp::{GO_PROTO_MALFORMED, Identity, Membership};
 use crate::proto::common::implicit_meta_policy::Rule;
 use crate::proto::common::policy::PolicyType;
 use crate::proto::common::{ConfigGroup, ImplicitMetaPolicy};
+pub use requirement::Requirement;
 use signature::SignaturePolicy;
 
 /// A signature, what it is over, and who is said to have made it.
@@ -123,8 +125,9 @@ enum Node {
 struct Implicit {
     name: String,
     required: usize,
-    /// One for each group below; `None` where the group has no such policy, which then is never satisfied.
-    parts: Vec<Option<Arc<Node>>>,
+    /// One for each group below, by the policy's path; `None` where the group has no such policy, which then is never
+    /// satisfied.
+    parts: Vec<(String, Option<Arc<Node>>)>,
 }
 
 impl Policies {
@@ -250,7 +253,10 @@ impl Implicit {
         })?;
         let parts: Vec<_> = managers
             .values()
-            .map(|manager| manager.get(&definition.sub_policy).cloned())
+            .map(|manager| {
+                let path = format!("/{}/{}", manager.path, definition.sub_policy);
+                (path, manager.get(&definition.sub_policy).cloned())
+            })
             .collect();
         let required = match Rule::try_from(definition.rule) {
             // Of nobody, nothing can be required.
@@ -271,7 +277,7 @@ impl Implicit {
     /// How many parts are satisfied; counting ends when they are enough.
     fn satisfied(&self, signers: &[Arc<Identity>]) -> usize {
         let mut satisfied = 0;
-        for part in self.parts.iter().flatten() {
+        for part in self.parts.iter().filter_map(|(_, part)| part.as_ref()) {
             if satisfied == self.required {
                 break;
             }
@@ -307,6 +313,12 @@ impl Policy {
             &self.membership,
             signatures.iter().cloned(),
         ))
+    }
+
+    /// What the policy, whose name is given, asks for, and how much of it these signers give.
+    #[must_use]
+    pub fn requirement(&self, name: &str, signers: &[Arc<Identity>]) -> Requirement {
+        self.node.requirement(name.to_owned(), signers)
     }
 
     /// Like [`Policy::evaluate`], for signers whose signatures were verified before: when several policies judge the same

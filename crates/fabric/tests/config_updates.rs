@@ -9,8 +9,13 @@ use proptest::prelude::*;
 use prost::Message as _;
 use quorate_fabric::block;
 use quorate_fabric::config::raft_config::{self, check_change, membership_change};
-use quorate_fabric::config::{ChannelConfig, ConfigError, ConsensusState, compute_update};
+use quorate_fabric::config::{
+    ChannelConfig, ConfigError, ConsensusState, Wanted, compute_update, merge_signatures,
+    open_config_update,
+};
 use quorate_fabric::envelope::{EnvelopeParts, RawEnvelope};
+use quorate_fabric::genesis::BesideConfigtx;
+use quorate_fabric::inspect::{config_difference, config_update};
 use quorate_fabric::proto::common::{
     Block, Config, ConfigEnvelope, ConfigUpdate, ConfigUpdateEnvelope,
 };
@@ -252,6 +257,304 @@ fn computed_updates_are_those_of_configtxlator() {
         }
     }
     assert_eq!(other, Vec::<String>::new());
+}
+
+/// What an operator would write for each of the accepted updates.
+fn as_operators_write() -> [(&'static str, &'static str); 29] {
+    [
+        ("01-batch-size", "Orderer: {BatchSize: {MaxMessageCount: 12}}"),
+        ("02-batch-timeout-by-org1-client", "Orderer: {BatchTimeout: 250ms}"),
+        ("03-orderer-addresses", "Orderer: {Addresses: {Add: ['127.0.0.1:21080']}}"),
+        (
+            "04-add-consenter-orderer3",
+            "Orderer: {EtcdRaft: {Consenters: {'127.0.0.1:21080': {
+               ClientTLSCert: crypto/ordererOrganizations/orderer.test/orderers/orderer3.orderer.test/tls/server.crt,
+               ServerTLSCert: crypto/ordererOrganizations/orderer.test/orderers/orderer3.orderer.test/tls/server.crt}}}}",
+        ),
+        (
+            "05-orderer-endpoints",
+            "Orderer: {Organizations: {OrdererOrg: {OrdererEndpoints: {Add: ['127.0.0.1:21080']}}}}",
+        ),
+        ("06-remove-consenter-orderer0", "Orderer: {EtcdRaft: {Consenters: {'127.0.0.1:21050': ~}}}"),
+        (
+            "07-rotate-orderer1-same-key",
+            "Orderer: {EtcdRaft: {Consenters: {'127.0.0.1:21060': {
+               ClientTLSCert: crypto/special/orderer1-tls-renewed-same-key/server.crt,
+               ServerTLSCert: crypto/special/orderer1-tls-renewed-same-key/server.crt}}}}",
+        ),
+        (
+            "08-rotate-orderer2-new-key",
+            "Orderer: {EtcdRaft: {Consenters: {'127.0.0.1:21070': {
+               ClientTLSCert: crypto/special/orderer2-tls-new-key/server.crt,
+               ServerTLSCert: crypto/special/orderer2-tls-new-key/server.crt}}}}",
+        ),
+        ("09-snapshot-interval-size", "Orderer: {EtcdRaft: {Options: {SnapshotIntervalSize: 32 KB}}}"),
+        ("10-election-tick", "Orderer: {EtcdRaft: {Options: {ElectionTick: 12}}}"),
+        ("11-maintenance-on", "Orderer: {State: maintenance}"),
+        ("12-maintenance-batch-size", "Orderer: {BatchSize: {MaxMessageCount: 14}}"),
+        (
+            "13-maintenance-acls-by-orderer",
+            "Application: {ACLs: {qscc/GetChainInfo: /Channel/Application/Readers}}",
+        ),
+        ("14-maintenance-off", "Orderer: {State: normal}"),
+        ("15-acls", "Application: {ACLs: {qscc/GetChainInfo: /Channel/Application/Admins}}"),
+        (
+            "16-application-capability-v2-5",
+            "Application: {Capabilities: {V2_0: false, V2_5: true}}",
+        ),
+        (
+            "17-anchor-peer",
+            "Application: {Organizations: {Org1: {AnchorPeers: ['peer0.org1.test:7051']}}}",
+        ),
+        (
+            "18-acls-by-expired-admin",
+            "Application: {ACLs: {qscc/GetChainInfo: /Channel/Application/Writers}}",
+        ),
+        (
+            "19-add-org2",
+            "Application: {Organizations: {Org2: {ID: Org2MSP, MSPDir: crypto/peerOrganizations/org2.test/msp}}}",
+        ),
+        ("20-acls-two-orgs", "Application: {ACLs: {qscc/GetChainInfo: /Channel/Application/Readers}}"),
+        ("21-channel-capability", "Capabilities: {V1_4_3: true}"),
+        (
+            "22-org1-crl",
+            "Application: {Organizations: {Org1: {MSPDir: crypto/special/org1-msp-with-crl}}}",
+        ),
+        (
+            "23-org1-writers",
+            "Application: {Organizations: {Org1: {Policies: {Writers: {Type: Signature,
+               Rule: \"AND('Org1MSP.admin', 'Org1MSP.client')\"}}}}}",
+        ),
+        (
+            "24-org1-writers-back",
+            "Application: {Organizations: {Org1: {Policies: {Writers: {Type: Signature,
+               Rule: \"OR('Org1MSP.admin', 'Org1MSP.client')\"}}}}}",
+        ),
+        (
+            "25-add-orderer-org2",
+            "Orderer: {Organizations: {OrdererOrg2: {ID: OrdererOrg2MSP,
+               MSPDir: crypto/ordererOrganizations/orderer2.test/msp, OrdererEndpoints: ['127.0.0.1:21100']}}}",
+        ),
+        ("26-remove-orderer-org2", "Orderer: {Organizations: {OrdererOrg2: ~}}"),
+        ("27-orderer-addresses-empty", "Orderer: {Addresses: []}"),
+        ("28-application-capability-unknown", "Application: {Capabilities: {V9_9: true}}"),
+        ("29-batch-size-last", "Orderer: {BatchSize: {MaxMessageCount: 15}}"),
+    ]
+}
+
+#[test]
+fn what_operators_write_becomes_the_recorded_updates() {
+    let files = BesideConfigtx(fixtures());
+    for ((name, before, after, recorded), (same, wanted)) in
+        accepted().into_iter().zip(as_operators_write())
+    {
+        assert_eq!(name, same);
+        let wanted = Wanted::read(wanted).unwrap();
+        let current = ChannelConfig::new("fixture", before).unwrap();
+        let reached = wanted.apply(&current, &files).unwrap();
+        let computed = compute_update("fixture", current.proto(), &reached).unwrap();
+        // A map's encoding has no order, so what stands in the bytes is compared.
+        assert_eq!(config_update(&computed), config_update(&recorded), "{name}");
+        // Once it is so there is nothing more to do.
+        let after = ChannelConfig::new("fixture", after).unwrap();
+        let again = wanted.apply(&after, &files).unwrap();
+        assert!(again == *after.proto(), "{name} again");
+    }
+}
+
+#[test]
+fn what_cannot_be_wanted_is_refused_by_name() {
+    let block = read_block("genesis/fixture.block");
+    let current = ChannelConfig::from_block(&block).unwrap();
+    let files = BesideConfigtx(fixtures());
+    for (wanted, reason) in [
+        ("Orderer: {BatchSizes: {}}", "BatchSizes"),
+        (
+            "Orderer: {BatchSize: {MaxMessageCount: many}}",
+            "Orderer.BatchSize.MaxMessageCount",
+        ),
+        ("Orderer: {BatchTimeout: 5}", "Orderer.BatchTimeout"),
+        ("Orderer: {State: broken}", "broken"),
+        (
+            "Orderer: {EtcdRaft: {Consenters: {nowhere: ~}}}",
+            "\"nowhere\" is not host:port",
+        ),
+        (
+            "Orderer: {EtcdRaft: {Consenters: {'a:1': {ClientTLSCert: none, ServerTLSCert: none}}}}",
+            "consenter a:1 from none",
+        ),
+        ("Orderer: {Addresses: ['a:0']}", "\"a:0\" is not host:port"),
+        ("Orderer: {Organizations: {New: {}}}", "needs ID and MSPDir"),
+        (
+            "Orderer: {Organizations: {OrdererOrg: {AnchorPeers: []}}}",
+            "AnchorPeers belong",
+        ),
+        (
+            "Application: {Organizations: {Org1: {OrdererEndpoints: []}}}",
+            "OrdererEndpoints belong",
+        ),
+        (
+            "Application: {Organizations: {Org1: {MSPDir: nothing}}}",
+            "org Org1 from nothing",
+        ),
+        (
+            "Policies: {Admins: {Type: ImplicitMeta, Rule: SOME Admins}}",
+            "unknown rule type 'SOME'",
+        ),
+    ] {
+        let refused = match Wanted::read(wanted) {
+            Err(error) => error.to_string(),
+            Ok(read) => read.apply(&current, &files).unwrap_err().to_string(),
+        };
+        assert!(refused.contains(reason), "{wanted}: {refused}");
+    }
+}
+
+#[test]
+fn a_review_says_what_an_orderer_will_say() {
+    let updates = json("config-updates/updates.json");
+    let mut unauthorised = 0;
+    for case in updates.as_array().unwrap() {
+        let text = |key: &str| case[key].as_str().unwrap();
+        let base = read_block(&format!("config-updates/{}", text("base")));
+        let config = ChannelConfig::from_block(&base).unwrap();
+        let envelope = envelope(&format!("config-updates/{}", text("file")));
+        let judged = config.propose_update(&envelope);
+        let Ok((_, signed)) = open_config_update(&envelope) else {
+            continue;
+        };
+        match (config.review(&signed), judged) {
+            (Ok(review), Ok(proposed)) => {
+                assert!(review.is_authorised(), "{}", text("name"));
+                assert_eq!(review.next.proto(), proposed.next.proto());
+                let difference = config_difference(config.proto(), review.next.proto());
+                assert_ne!(difference, "", "{}", text("name"));
+            }
+            (Ok(review), Err(error)) => {
+                assert!(!review.is_authorised(), "{}: {error}", text("name"));
+                unauthorised += 1;
+            }
+            // What an orderer says about where it was, and about signatures, comes before or not at all.
+            (Err(error), Err(refused)) => assert!(
+                refused.to_string().contains(&error.to_string())
+                    || refused.to_string().contains("not satisfied"),
+                "{}: {error}, but {refused}",
+                text("name")
+            ),
+            (Err(error), Ok(_)) => panic!("{}: {error}", text("name")),
+        }
+    }
+    assert_eq!(unauthorised, 13);
+}
+
+#[test]
+fn a_review_tells_people_who_must_sign_and_what_changes() {
+    let case = accepted()
+        .into_iter()
+        .find(|(name, ..)| name.starts_with("21"));
+    let (_, before, after, update) = case.unwrap();
+    let config = ChannelConfig::new("fixture", before.clone()).unwrap();
+    let unsigned = ConfigUpdateEnvelope {
+        config_update: update.encode_to_vec(),
+        signatures: Vec::new(),
+    };
+    let (_, all) =
+        open_config_update(&envelope("config-updates/21-channel-capability.pb")).unwrap();
+    let with = |signatures: &[usize]| ConfigUpdateEnvelope {
+        signatures: signatures
+            .iter()
+            .map(|at| all.signatures[*at].clone())
+            .collect(),
+        ..all.clone()
+    };
+    let shown = |signed: &ConfigUpdateEnvelope| {
+        let review = config.review(signed).unwrap();
+        let judgements = review.judgements.iter();
+        judgements
+            .map(|judged| judged.requirement.to_string())
+            .collect::<String>()
+    };
+    let requirement = "\
+- /Channel/Admins: 2 of 2, there are 0
+  - /Channel/Application/Admins: 2 of 2, there are 0
+    - /Channel/Application/Org1/Admins: a signature of Org1MSP.admin
+    - /Channel/Application/Org2/Admins: a signature of Org2MSP.admin
+  - /Channel/Orderer/Admins: 1 of 1, there are 0
+    - /Channel/Orderer/OrdererOrg/Admins: a signature of OrdererOrgMSP.admin
+";
+    assert_eq!(shown(&unsigned), requirement);
+    let signed = shown(&with(&[0, 1]));
+    for line in [
+        "- /Channel/Admins: 2 of 2, there are 1",
+        "  - /Channel/Application/Admins: 2 of 2, there are 1",
+        "    + /Channel/Application/Org1/Admins: a signature of Org1MSP.admin",
+        "    - /Channel/Application/Org2/Admins: a signature of Org2MSP.admin",
+        "  + /Channel/Orderer/Admins: 1 of 1, there are 1",
+    ] {
+        assert!(signed.contains(line), "{line}: {signed}");
+    }
+    let merged = merge_signatures([with(&[0, 1]), with(&[2]), with(&[1])]).unwrap();
+    assert_eq!(merged.signatures.len(), 3);
+    let review = config.review(&merged).unwrap();
+    assert!(review.is_authorised());
+    let signers: Vec<_> = review
+        .signers
+        .iter()
+        .map(|signer| (&signer.msp_id[..], &signer.flaw))
+        .collect();
+    assert_eq!(
+        signers,
+        [
+            ("OrdererOrgMSP", &None),
+            ("Org1MSP", &None),
+            ("Org2MSP", &None)
+        ]
+    );
+    let other = ConfigUpdateEnvelope::default();
+    assert!(merge_signatures([merged, other]).is_err());
+    assert_eq!(
+        config_difference(&before, &after),
+        "Capabilities\n  capabilities\n    + V1_4_3\n"
+    );
+}
+
+#[test]
+fn differences_are_told_as_people_ask_for_them() {
+    let told = |number: &str| {
+        let case = accepted()
+            .into_iter()
+            .find(|(name, ..)| name.starts_with(number));
+        let (_, before, after, _) = case.unwrap();
+        config_difference(&before, &after)
+    };
+    assert_eq!(
+        told("01"),
+        "Orderer\n  BatchSize\n    max_message_count: 10 -> 12\n"
+    );
+    let added = told("04");
+    assert!(
+        added.starts_with(
+            "Orderer\n  ConsensusType\n    metadata\n      consenters\n        + 127.0.0.1:21080, C=US"
+        ) && added.contains("CN=orderer3.orderer.test (until Nov 17 ")
+            && added.contains("serial number")
+            && added.lines().count() == 5,
+        "{added}"
+    );
+    let rotated = told("08");
+    assert!(
+        rotated.contains("- 127.0.0.1:21070, ") && rotated.contains("+ 127.0.0.1:21070, "),
+        "{rotated}"
+    );
+    assert_eq!(
+        told("23"),
+        "Application\n  Org1\n    Writers\n      OR('Org1MSP.admin', 'Org1MSP.client') -> AND('Org1MSP.admin', 'Org1MSP.client')\n"
+    );
+    let organisation = told("19");
+    assert!(
+        organisation.starts_with("Application\n  + Org2\n    + MSP: ")
+            && organisation.contains("    + Admins: OR('Org2MSP.admin')\n"),
+        "{organisation}"
+    );
 }
 
 #[test]

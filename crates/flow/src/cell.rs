@@ -105,6 +105,8 @@ pub(crate) enum Waits {
         session: SessionId,
         within: Option<Duration>,
         until: Option<Timestamp>,
+        /// Sessions whose payloads are as good.
+        earlier: Vec<SessionId>,
     },
     Time {
         until: Timestamp,
@@ -270,6 +272,7 @@ impl Cell {
                 if self.surroundings.party(&peer).is_none() {
                     return Ok(unknown(format!("party '{peer}'")));
                 }
+                let peer = self.provider(peer);
                 let id = SessionId::opened_by(&self.me.name, self.flow, self.next_session);
                 self.next_session += 1;
                 let state = SessionState {
@@ -301,7 +304,11 @@ impl Cell {
                     }
                 }
             }
-            Request::Receive { session, within } => {
+            Request::Receive {
+                session,
+                within,
+                hurry,
+            } => {
                 if let Some(error) = self.closed(session) {
                     return Ok(Reply::Failed(error));
                 }
@@ -312,9 +319,17 @@ impl Cell {
                 {
                     self.send_payload(session, None);
                 }
-                match self.take_mail(session) {
+                let (attempt, earlier) = match hurry {
+                    Some(hurry) => (Some(hurry.attempt), hurry.earlier),
+                    None => (None, Vec::new()),
+                };
+                match self.take_mail_of(session, &earlier) {
                     Some(reply) => reply,
                     None => {
+                        let within = within.or(attempt.map(|attempt| {
+                            let salt = self.salt(sequence);
+                            self.surroundings.flow_timeout.wait(attempt, salt)
+                        }));
                         let until = match self.resumed.take() {
                             Some((number, until)) if number == sequence => Some(until),
                             _ => within.map(|within| self.deadline(within)),
@@ -323,6 +338,7 @@ impl Cell {
                             session,
                             within,
                             until,
+                            earlier,
                         });
                     }
                 }
@@ -339,12 +355,7 @@ impl Cell {
                 return Err(Waits::Time { until });
             }
             Request::Now => Reply::Time(self.now),
-            Request::Entropy => Reply::Entropy(SecureHash::of_parts(&[
-                b"quorate flow entropy",
-                &self.seed,
-                self.flow.as_bytes(),
-                &sequence.to_le_bytes(),
-            ])),
+            Request::Entropy => Reply::Entropy(self.entropy(b"quorate flow entropy", sequence)),
             Request::Enter { .. } => Reply::Done,
             Request::Record(recordings) => {
                 self.recordings.extend(recordings);
@@ -359,6 +370,11 @@ impl Cell {
                 None => unknown(format!("the party of key {key}")),
             },
             Request::Notaries => Reply::Notaries(self.surroundings.notaries.clone()),
+            Request::Answering { party } => Reply::Names(self.surroundings.answering(&party)),
+            Request::Services => {
+                let services = self.surroundings.services.iter();
+                Reply::Names(services.map(|service| service.name.clone()).collect())
+            }
             Request::Parameters => Reply::Hash(self.surroundings.parameters),
             Request::Contract { name } => match self.surroundings.contracts.get(&name) {
                 Some(code) => Reply::Contract(ContractRef { name, code: *code }),
@@ -366,6 +382,27 @@ impl Cell {
             },
             Request::Host(request) => return Err(Waits::Host(Arc::new(request))),
         })
+    }
+
+    fn entropy(&self, purpose: &[u8], sequence: u32) -> SecureHash {
+        let number = sequence.to_le_bytes();
+        SecureHash::of_parts(&[purpose, &self.seed, self.flow.as_bytes(), &number])
+    }
+
+    /// What makes the waits of different flows differ.
+    fn salt(&self, sequence: u32) -> u8 {
+        self.entropy(b"quorate flow jitter", sequence).as_bytes()[0]
+    }
+
+    /// Whom to ask for a party: of the nodes that provide a service each flow takes another one, and each time the
+    /// next. The choice is durable with the session.
+    fn provider(&self, asked: X500Name) -> X500Name {
+        let nodes = self.surroundings.answering(&asked);
+        let before = self.sessions.values();
+        let before = before.filter(|session| session.initiator && nodes.contains(&session.peer));
+        let start = usize::from(self.flow.as_bytes()[0]);
+        let chosen = (start + before.count()) % nodes.len();
+        nodes.get(chosen).cloned().unwrap_or(asked)
     }
 
     fn deadline(&self, wait: Duration) -> Timestamp {
@@ -463,6 +500,16 @@ impl Cell {
         session
             .peer_ended
             .then(|| Reply::Failed(FlowError::SessionEnded { peer: peer.clone() }))
+    }
+
+    /// The reply to a receive that may be answered by earlier sessions, too; of those only payloads count.
+    pub(crate) fn take_mail_of(&mut self, id: SessionId, earlier: &[SessionId]) -> Option<Reply> {
+        let payload = |reply: &Reply| matches!(reply, Reply::Payload(_));
+        let other = |cell: &mut Self| {
+            let mut replies = earlier.iter().map(|id| cell.take_mail(*id));
+            replies.find_map(|reply| reply.filter(payload))
+        };
+        self.take_mail(id).or_else(|| other(self))
     }
 
     /// Ends our side of a session, unless it never began or has ended.

@@ -20,7 +20,7 @@ use crate::cell::{Cell, Operation};
 use crate::commit::{Finality, Recording, StatesToRecord};
 use crate::error::FlowError;
 use crate::ids::{FlowId, SessionId};
-use crate::journal::{HostRequest, LockTarget, Reply, Request, SignaturePolicy};
+use crate::journal::{HostRequest, Hurry, LockTarget, Reply, Request, SignaturePolicy};
 use crate::registry::Flow;
 
 /// A flow's access to everything that is not computation.
@@ -37,6 +37,15 @@ pub struct Session {
     ctx: Context,
     id: SessionId,
     peer: X500Name,
+    /// How to wait, if the other side is one of several nodes that provide a service.
+    service: Option<Service>,
+}
+
+/// The service that a session is with, for waiting.
+#[derive(Clone)]
+struct Service {
+    name: X500Name,
+    hurry: Hurry,
 }
 
 impl Context {
@@ -63,11 +72,15 @@ impl Context {
             flow: flow.to_owned(),
         };
         match self.operation(request).await? {
-            Reply::Session(id) => Ok(Session {
-                ctx: self.clone(),
-                id,
-                peer: peer.clone(),
-            }),
+            Reply::Session(id) => {
+                // For a service it is one of its nodes.
+                let chosen = self
+                    .lock()
+                    .sessions
+                    .get(&id)
+                    .map(|session| session.peer.clone());
+                Ok(self.answering(id, chosen.unwrap_or_else(|| peer.clone())))
+            }
             other => Err(unexpected("a session", &other)),
         }
     }
@@ -136,6 +149,23 @@ impl Context {
         match self.operation(Request::Notaries).await? {
             Reply::Notaries(notaries) => Ok(notaries),
             other => Err(unexpected("notaries", &other)),
+        }
+    }
+
+    /// The legal names of the nodes that answer for a party: for a service all that provide it.
+    pub async fn nodes_of(&self, party: &X500Name) -> Result<Vec<X500Name>, FlowError> {
+        let party = party.clone();
+        match self.operation(Request::Answering { party }).await? {
+            Reply::Names(names) => Ok(names),
+            other => Err(unexpected("names", &other)),
+        }
+    }
+
+    /// The names of the services that this node provides besides its own identity.
+    pub(crate) async fn services(&self) -> Result<Vec<X500Name>, FlowError> {
+        match self.operation(Request::Services).await? {
+            Reply::Names(names) => Ok(names),
+            other => Err(unexpected("names", &other)),
         }
     }
 
@@ -341,6 +371,7 @@ impl Context {
             ctx: self.clone(),
             id,
             peer,
+            service: None,
         }
     }
 
@@ -382,9 +413,46 @@ impl Session {
         self.ctx.done(request).await
     }
 
+    pub(crate) fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// This session, with one of the nodes that provide `service`, not to be waited in for ever: when the configured
+    /// time has passed and another node of the service could be asked instead, receiving ends with
+    /// [`FlowError::TimedOut`]. `attempt` says how often that has happened before; what the sessions `earlier` bring
+    /// now is received as well.
+    pub(crate) fn in_a_hurry(
+        &self,
+        service: &X500Name,
+        attempt: u32,
+        earlier: Vec<SessionId>,
+    ) -> Self {
+        Self {
+            service: Some(Service {
+                name: service.clone(),
+                hurry: Hurry { attempt, earlier },
+            }),
+            ..self.clone()
+        }
+    }
+
     /// Waits for bytes.
     pub async fn receive_bytes(&self) -> Result<Vec<u8>, FlowError> {
-        self.receive_bytes_within(None).await
+        let Some(mut service) = self.service.clone() else {
+            return self.receive_bytes_within(None).await;
+        };
+        loop {
+            let received = self.take(None, Some(service.hurry.clone())).await;
+            let Err(FlowError::TimedOut { .. }) = &received else {
+                return received;
+            };
+            let nodes = self.ctx.nodes_of(&service.name).await?;
+            if nodes.iter().any(|node| *node != self.peer) {
+                return received;
+            }
+            // There is nobody else, and the request is kept until this one answers.
+            service.hurry.attempt = service.hurry.attempt.saturating_add(1);
+        }
     }
 
     /// Waits for bytes, at the most `within`; then [`FlowError::TimedOut`].
@@ -392,9 +460,18 @@ impl Session {
         &self,
         within: Option<Duration>,
     ) -> Result<Vec<u8>, FlowError> {
+        self.take(within, None).await
+    }
+
+    async fn take(
+        &self,
+        within: Option<Duration>,
+        hurry: Option<Hurry>,
+    ) -> Result<Vec<u8>, FlowError> {
         let request = Request::Receive {
             session: self.id,
             within,
+            hurry,
         };
         match self.ctx.operation(request).await? {
             Reply::Payload(payload) => Ok(payload),

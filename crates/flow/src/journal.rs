@@ -171,6 +171,8 @@ pub enum Reply {
     Party(Party),
     /// The network's notaries.
     Notaries(Vec<NotaryInfo>),
+    /// Legal names.
+    Names(Vec<X500Name>),
     /// A hash.
     Hash(Option<SecureHash>),
     /// A contract.
@@ -208,6 +210,7 @@ impl Reply {
             Self::Entropy(_) => "entropy",
             Self::Party(_) => "a party",
             Self::Notaries(_) => "notaries",
+            Self::Names(_) => "names",
             Self::Hash(_) => "a hash",
             Self::Contract(_) => "a contract",
             Self::RequestSignature(_) => "a signature over a request",
@@ -224,6 +227,15 @@ impl Reply {
     }
 }
 
+/// How a flow waits for a service that has several nodes.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Hurry {
+    /// How often it has waited before.
+    pub(crate) attempt: u32,
+    /// Sessions with other nodes that were asked before: what they say now is as good.
+    pub(crate) earlier: Vec<SessionId>,
+}
+
 /// What a flow's body asks for.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Request {
@@ -238,6 +250,9 @@ pub(crate) enum Request {
     Receive {
         session: SessionId,
         within: Option<Duration>,
+        /// Present if somebody else may be asked instead. It says nothing about what is received, so it is no part of
+        /// the fingerprint.
+        hurry: Option<Hurry>,
     },
     Close {
         session: SessionId,
@@ -258,6 +273,12 @@ pub(crate) enum Request {
         key: PublicKey,
     },
     Notaries,
+    /// The nodes that answer for a party.
+    Answering {
+        party: X500Name,
+    },
+    /// The names of the services that this node provides.
+    Services,
     Parameters,
     Contract {
         name: String,
@@ -280,6 +301,8 @@ impl Request {
             Self::Party { .. } => "party",
             Self::PartyOfKey { .. } => "party-of-key",
             Self::Notaries => "notaries",
+            Self::Answering { .. } => "answering",
+            Self::Services => "services",
             Self::Parameters => "parameters",
             Self::Contract { .. } => "contract",
             Self::Host(request) => match request {
@@ -307,7 +330,9 @@ impl Request {
         match self {
             Self::OpenSession { peer, flow } => print.text(peer).text(flow),
             Self::Send { session, payload } => print.bytes(session.as_bytes()).bytes(payload),
-            Self::Receive { session, within } => {
+            Self::Receive {
+                session, within, ..
+            } => {
                 print.bytes(session.as_bytes());
                 match within {
                     None => print.text("for ever"),
@@ -316,7 +341,10 @@ impl Request {
             }
             Self::Close { session } => print.bytes(session.as_bytes()),
             Self::Sleep { duration } => print.text(duration.as_micros()),
-            Self::Now | Self::Entropy | Self::Notaries | Self::Parameters => &mut print,
+            Self::Now | Self::Entropy | Self::Notaries | Self::Services | Self::Parameters => {
+                &mut print
+            }
+            Self::Answering { party } => print.text(party),
             Self::Enter { flow } => print.text(flow),
             Self::Record(recordings) => {
                 for recording in recordings {

@@ -34,8 +34,8 @@ pub use error::{FlowError, HostError};
 pub use ids::{ClientId, FlowId, IdError, MAX_CLIENT_ID_BYTES, SessionId};
 pub use journal::{ENTRY_VERSION, HostRequest, LockTarget, Reply, SignaturePolicy, describe_entry};
 pub use machine::{
-    Action, Event, FlowView, Limits, Machine, RetryPolicy, SigningRetries, StartRefused,
-    Surroundings,
+    Action, Event, FlowTimeout, FlowView, Limits, Machine, RetryPolicy, SigningRetries,
+    StartRefused, Surroundings,
 };
 pub use message::{Envelope, MessageError, Owner, SessionMessage};
 pub use registry::{App, Flow, FlowRegistry, RegistryError, Responder, SideEffect};

@@ -159,7 +159,10 @@ impl Active {
             writer.commit(unit).await?;
         }
         let codes = applications.contract_codes();
-        let surroundings = network.borrow().surroundings(codes.clone());
+        let surroundings = {
+            let timeout = configuration.flow_timeout.clone();
+            network.borrow().surroundings(codes.clone(), timeout)
+        };
         let mut machine = Machine::new(
             Arc::clone(&applications.registry),
             Arc::new(surroundings),
@@ -419,6 +422,7 @@ fn follow_network(
     tasks: &Tasks,
 ) {
     let mut network = prepared.network.clone();
+    let timeout = prepared.configuration.flow_timeout.clone();
     let (flows, messaging) = (flows.clone(), messaging.clone());
     let set_addresses = move |snapshot: &crate::network_map::NetworkSnapshot| {
         for party in snapshot
@@ -438,7 +442,7 @@ fn follow_network(
             }
             let snapshot = Arc::clone(&network.borrow_and_update());
             set_addresses(&snapshot);
-            let surroundings = snapshot.surroundings(codes.clone());
+            let surroundings = snapshot.surroundings(codes.clone(), timeout.clone());
             flows.set_surroundings(Arc::new(surroundings)).await;
         }
     });

@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use quorate_flow::FlowTimeout;
 use quorate_identity::X500Name;
 use quorate_identity::node_keys::{
     DEVELOPMENT_KEY_STORE_PASSWORD, DEVELOPMENT_TRUST_STORE_PASSWORD,
@@ -101,7 +102,7 @@ pub struct NodeConfiguration {
     pub maintenance: Option<MaintenanceMode>,
     /// Which private keys a hardware security module keeps.
     pub crypto_services: CryptoServices,
-    /// Time-outs of flows that ask a notary.
+    /// How long flows wait for a notary before they ask another node of it.
     pub flow_timeout: FlowTimeout,
     /// `smmStartMode = "Safe"`: flows of before are not continued at start, but wait paused for an operator.
     pub pause_all_flows: bool,
@@ -111,17 +112,6 @@ pub struct NodeConfiguration {
     pub logging: LoggingConfiguration,
     /// Warnings, notes and every effective value.
     pub findings: Findings,
-}
-
-/// When a flow that asks a notary asks again.
-#[derive(Debug, Clone, PartialEq)]
-pub struct FlowTimeout {
-    /// How long it waits the first time.
-    pub timeout: Duration,
-    /// How often it starts again.
-    pub max_restart_count: u32,
-    /// By what the wait is multiplied each time; at least 1.
-    pub backoff_base: f64,
 }
 
 /// `logging { … }`
@@ -514,17 +504,19 @@ fn password(root: &Section<'_>, key: &str, dev_mode: bool, well_known: &str) -> 
 
 fn flow_timeout(root: &Section<'_>) -> FlowTimeout {
     let section = root.section("flowTimeout");
+    let defaults = FlowTimeout::default();
     let timeout = section.duration_or(
         "timeout",
         "milliseconds",
-        Duration::from_secs(30),
+        defaults.timeout,
         Duration::from_millis(10)..=Duration::from_secs(86_400),
     );
-    let max_restart_count = section.integer_or("maxRestartCount", 6, 0..=1_000_000) as u32;
-    let mut backoff_base = section.parsed_or::<f64>("backoffBase", 1.8);
+    let restarts = u64::from(defaults.max_restart_count);
+    let max_restart_count = section.integer_or("maxRestartCount", restarts, 0..=1_000_000) as u32;
+    let mut backoff_base = section.parsed_or::<f64>("backoffBase", defaults.backoff_base);
     if !(1.0..=100.0).contains(&backoff_base) {
         section.problem("backoffBase", "must be a number from 1 to 100");
-        backoff_base = 1.8;
+        backoff_base = defaults.backoff_base;
     }
     section.finish();
     FlowTimeout {

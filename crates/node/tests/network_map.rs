@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use quorate_flow::FlowTimeout;
 use quorate_identity::{
     CertificateAuthority, Identity, NodeKeys, Party, SecureHash, SignatureScheme, SigningKey,
     UnixTime, X500Name,
@@ -266,7 +267,7 @@ fn parties_services_and_addresses_are_learnt_from_files() {
     assert!(!network.serves(service.name(), service.name()));
 
     let codes = BTreeMap::from([("cash.Cash".to_owned(), SecureHash::ZERO)]);
-    let surroundings = network.surroundings(codes.clone());
+    let surroundings = network.surroundings(codes.clone(), FlowTimeout::default());
     assert_eq!(surroundings.me, world.keys.party());
     assert_eq!(surroundings.notaries, [notary]);
     assert_eq!(surroundings.parameters, Some(network.parameters().hash()));
@@ -333,7 +334,13 @@ fn our_own_info_is_written_when_it_says_something_new() {
     assert_eq!(notary.own().info.identities.len(), 2);
     let network = notary.snapshot();
     assert!(network.serves(&name("PartyA"), &name("Notary Service")));
-    assert_eq!(network.surroundings(BTreeMap::new()).services.len(), 1);
+    assert_eq!(
+        network
+            .surroundings(BTreeMap::new(), FlowTimeout::default())
+            .services
+            .len(),
+        1
+    );
 }
 
 #[test]

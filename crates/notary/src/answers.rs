@@ -112,7 +112,7 @@ impl Answers {
             .map(|(to, pending)| {
                 let payload = self.answer(pending, results, &signed).encode();
                 Envelope::new(
-                    self.identity.party.name.clone(),
+                    to.asked.clone(),
                     to.peer.clone(),
                     (to.session, false),
                     0,

@@ -47,6 +47,8 @@ pub(crate) struct Bounds {
 pub(crate) struct ReturnAddress {
     pub(crate) peer: X500Name,
     pub(crate) session: SessionId,
+    /// Who was asked: the notary, or the node that provides it with others.
+    pub(crate) asked: X500Name,
 }
 
 impl ReturnAddress {
@@ -54,6 +56,7 @@ impl ReturnAddress {
         Self {
             peer: envelope.sender.clone(),
             session: envelope.session,
+            asked: envelope.recipient.clone(),
         }
     }
 }

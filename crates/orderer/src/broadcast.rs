@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{self, Stream, StreamExt as _};
+use quorate_fabric::config::ChannelConfig;
 use quorate_fabric::envelope::{ChannelHeader, RawEnvelope};
 use quorate_fabric::msp::Signer;
 use quorate_fabric::proto::common::{HeaderType, Status};
@@ -48,10 +49,35 @@ const UNKNOWN: &str = "unknown";
 pub enum Found {
     /// It is a consenter of it.
     Served(ChannelHandle),
+    /// There is a system channel; this orderer has the channel and is no consenter of it, or cannot serve it now.
+    Unserved(Unserved),
     /// There is a system channel, and this one is not among the channels.
-    Unknown,
+    Unknown(System),
     /// There is no system channel, and this orderer does not order for that name, whether it follows it or not.
     NotServed,
+}
+
+/// A channel that nobody orders for here.
+#[derive(Debug, Clone)]
+pub struct Unserved {
+    /// By what messages are judged before their senders are told; none if it cannot be used.
+    pub config: Option<Arc<ChannelConfig>>,
+    /// What they are told.
+    pub reason: String,
+}
+
+/// The system channel, which creates the others.
+#[derive(Debug, Clone)]
+pub enum System {
+    /// This orderer is a consenter of it.
+    Served {
+        /// The system channel.
+        channel: ChannelHandle,
+        /// How many channels there are, itself included.
+        channels: u64,
+    },
+    /// It is none, or cannot serve it now.
+    Unserved(Unserved),
 }
 
 /// The channels of an orderer.
@@ -119,17 +145,42 @@ impl Checker {
         match class {
             Class::Normal => checks::normal(&view.config, envelope, &self.rules, now)
                 .map(|()| (envelope.clone(), Kind::Normal)),
-            Class::ConfigUpdate => {
-                let context = UpdateContext {
-                    config: &view.config,
-                    consenters: &view.consenters,
-                    active: &view.active,
-                    signer: self.signer.as_ref(),
-                    entropy: &self.entropy,
-                };
-                checks::update(&context, envelope, &self.rules, now)
-                    .map(|envelope| (envelope, Kind::Config))
-            }
+            Class::ConfigUpdate => checks::update(&self.context(view), envelope, &self.rules, now)
+                .map(|envelope| (envelope, Kind::Config)),
+        }
+    }
+
+    /// Judges a request for a new channel under what is known of the system channel; says what is to be ordered there.
+    fn judge_creation(
+        &self,
+        system: &View,
+        channels: u64,
+        envelope: &RawEnvelope,
+    ) -> Result<(RawEnvelope, Kind), Refusal> {
+        let now = UnixTime(self.clock.now_seconds());
+        let context = self.context(system);
+        checks::creation(&context, envelope, channels, &self.rules, now)
+            .map(|envelope| (envelope, Kind::Config))
+    }
+
+    /// Why a message is not ordered that is for a channel which is not served here.
+    fn judge_unserved(&self, channel: &Unserved, class: Class, envelope: &RawEnvelope) -> Refusal {
+        let now = UnixTime(self.clock.now_seconds());
+        let judged = channel.config.as_ref().map_or(Ok(()), |config| {
+            checks::unserved(config, class, envelope, &self.rules, now)
+        });
+        judged
+            .err()
+            .unwrap_or_else(|| Refusal::new(Status::ServiceUnavailable, &*channel.reason))
+    }
+
+    fn context<'a>(&'a self, view: &'a View) -> UpdateContext<'a> {
+        UpdateContext {
+            config: &view.config,
+            consenters: &view.consenters,
+            active: &view.active,
+            signer: self.signer.as_ref(),
+            entropy: &self.entropy,
         }
     }
 
@@ -181,18 +232,11 @@ impl Checker {
                 ),
             ));
         }
-        if !header.is(HeaderType::Config) {
+        if !header.is(HeaderType::Config) && !header.is(HeaderType::OrdererTransaction) {
             return self.judge(view, checks::classify(&header)?, &envelope);
         }
-        let context = UpdateContext {
-            config: &view.config,
-            consenters: &view.consenters,
-            active: &view.active,
-            signer: self.signer.as_ref(),
-            entropy: &self.entropy,
-        };
         let now = UnixTime(self.clock.now_seconds());
-        checks::config_again(&context, &envelope, &self.rules, now)
+        checks::config_again(&self.context(view), &envelope, &self.rules, now)
             .map(|envelope| (envelope, Kind::Config))
     }
 }
@@ -223,9 +267,19 @@ struct Labels {
 /// An envelope on its way through a stream.
 struct Received {
     envelope: RawEnvelope,
-    found: Result<(Labels, Class, ChannelHandle), (Labels, Refusal)>,
+    found: Result<(Labels, Route), (Labels, Refusal)>,
     started: Duration,
     permit: OwnedSemaphorePermit,
+}
+
+/// Who has to do with an envelope.
+enum Route {
+    /// Its channel orders it.
+    Channel(Class, ChannelHandle),
+    /// The system channel creates the channel, the others being so many.
+    Creation(ChannelHandle, u64),
+    /// Nobody here orders it.
+    Nobody(Class, Unserved),
 }
 
 /// An envelope that was checked.
@@ -347,7 +401,7 @@ impl Broadcast {
         &self,
         peer: &str,
         envelope: &RawEnvelope,
-    ) -> Result<(Labels, Class, ChannelHandle), (Labels, Refusal)> {
+    ) -> Result<(Labels, Route), (Labels, Refusal)> {
         let header = checks::channel_header(envelope).map_err(|refusal| {
             let labels = Labels {
                 channel: UNKNOWN.to_owned(),
@@ -358,7 +412,12 @@ impl Broadcast {
         let found = header.and_then(|header| {
             let mut labels = labels(&header);
             match self.serving(&header) {
-                Ok((class, channel)) => Ok((labels, class, channel)),
+                Ok(route) => {
+                    if !matches!(route, Route::Channel(..)) {
+                        labels.channel = UNKNOWN.to_owned();
+                    }
+                    Ok((labels, route))
+                }
                 Err(refusal) => {
                     if self.is_strange(&header) {
                         labels.channel = UNKNOWN.to_owned();
@@ -379,11 +438,13 @@ impl Broadcast {
         !matches!(self.channels.find(&header.channel_id), Found::Served(_))
     }
 
-    fn serving(&self, header: &ChannelHeader) -> Result<(Class, ChannelHandle), Refusal> {
-        let channel = match self.channels.find(&header.channel_id) {
-            Found::Served(channel) => channel,
-            Found::Unknown => {
-                return Err(Refusal::new(Status::NotFound, "channel does not exist"));
+    fn serving(&self, header: &ChannelHeader) -> Result<Route, Refusal> {
+        let system = match self.channels.find(&header.channel_id) {
+            Found::Served(channel) => {
+                return Ok(Route::Channel(checks::classify(header)?, channel));
+            }
+            Found::Unserved(channel) => {
+                return Ok(Route::Nobody(checks::classify(header)?, channel));
             }
             Found::NotServed => {
                 return Err(Refusal::new(
@@ -391,8 +452,18 @@ impl Broadcast {
                     "channel creation request not allowed because the orderer system channel is not defined",
                 ));
             }
+            Found::Unknown(system) => system,
         };
-        Ok((checks::classify(header)?, channel))
+        match (checks::classify(header)?, system) {
+            (Class::Normal, _) => Err(Refusal::new(Status::NotFound, "channel does not exist")),
+            (Class::ConfigUpdate, System::Served { channel, channels }) => {
+                Ok(Route::Creation(channel, channels))
+            }
+            // Its configuration has nothing to say about who may create channels.
+            (Class::ConfigUpdate, System::Unserved(Unserved { reason, .. })) => {
+                Err(Refusal::new(Status::ServiceUnavailable, reason))
+            }
+        }
     }
 
     /// Checks a group of envelopes on one thread.
@@ -426,22 +497,7 @@ impl Broadcast {
         } = received;
         let (labels, outcome) = match found {
             Err((labels, refusal)) => (labels, Err(refusal)),
-            Ok((labels, class, channel)) => {
-                let view = channel.view().borrow().clone();
-                let outcome =
-                    self.checker
-                        .judge(&view, class, &envelope)
-                        .map(|(envelope, kind)| {
-                            let submission = Submission {
-                                envelope,
-                                kind,
-                                validated_at: view.config.sequence(),
-                                ack: self.ack,
-                            };
-                            (channel, submission)
-                        });
-                (labels, outcome)
-            }
+            Ok((labels, route)) => (labels, self.judge_route(route, &envelope)),
         };
         let status = outcome
             .as_ref()
@@ -456,6 +512,37 @@ impl Broadcast {
             outcome,
             permit,
         }
+    }
+
+    fn judge_route(
+        &self,
+        route: Route,
+        envelope: &RawEnvelope,
+    ) -> Result<(ChannelHandle, Submission), Refusal> {
+        let checker = &self.checker;
+        let (channel, view, judged) = match route {
+            Route::Channel(class, channel) => {
+                let view = channel.view().borrow().clone();
+                let judged = checker.judge(&view, class, envelope);
+                (channel, view, judged)
+            }
+            Route::Creation(system, channels) => {
+                let view = system.view().borrow().clone();
+                let judged = checker.judge_creation(&view, channels, envelope);
+                (system, view, judged)
+            }
+            Route::Nobody(class, channel) => {
+                return Err(checker.judge_unserved(&channel, class, envelope));
+            }
+        };
+        let (envelope, kind) = judged?;
+        let submission = Submission {
+            envelope,
+            kind,
+            validated_at: view.config.sequence(),
+            ack: self.ack,
+        };
+        Ok((channel, submission))
     }
 
     async fn queue(&self, judged: Judged) -> Queued {

@@ -30,8 +30,8 @@ pub use self::ordering::{
     AFTER_ELECTION, MAX_CONFIG_UPDATES, MAX_FORWARDS, MAX_WAITING, NO_LEADER, PATIENCE,
 };
 pub use self::task::{
-    MAX_QUEUED_MESSAGE_BYTES, MAX_QUEUED_MESSAGES, MAX_QUEUED_SUBMISSIONS, Peers, Pending,
-    Replication, Start, start,
+    Creation, MAX_QUEUED_MESSAGE_BYTES, MAX_QUEUED_MESSAGES, MAX_QUEUED_SUBMISSIONS, Peers,
+    Pending, Replication, Start, start,
 };
 
 use crate::checks::{Kind, Refusal};

@@ -4,10 +4,13 @@
 //! verdict comes out. Whether a leader is there to order the message is asked later, by the channel.
 //!
 //! [`classify`] tells what a client wants; [`normal`] judges an ordinary message; [`update`] judges a configuration
-//! update and makes the `CONFIG` message of it that will stand in the block.
+//! update and makes the `CONFIG` message of it that will stand in the block; [`creation`] does so with a request for a
+//! new channel, and makes the `ORDERER_TRANSACTION` of the system channel.
 
 use prost::Message as _;
-use quorate_fabric::config::{ChannelConfig, ConsensusState, raft_config};
+use quorate_fabric::config::{
+    ChannelConfig, ConfigError, ConsensusState, CreatedChannel, raft_config,
+};
 use quorate_fabric::envelope::{self, ChannelHeader, EnvelopeParts, RawEnvelope};
 use quorate_fabric::msp::Signer;
 use quorate_fabric::policy::SignedData;
@@ -58,7 +61,8 @@ impl Refusal {
 pub enum Kind {
     /// Anything that the ordering service does not look into.
     Normal,
-    /// A change of the channel's configuration, as the `CONFIG` envelope that the block will hold.
+    /// A change of the channel's configuration, as the `CONFIG` envelope that the block will hold; in a system channel
+    /// also a new channel, as an `ORDERER_TRANSACTION`. Such a message has a block of its own.
     Config,
 }
 
@@ -67,7 +71,7 @@ pub enum Kind {
 pub enum Class {
     /// That an ordinary message is ordered.
     Normal,
-    /// That the configuration is changed.
+    /// That the configuration is changed; of a channel that does not exist: that a system channel creates it.
     ConfigUpdate,
 }
 
@@ -226,7 +230,12 @@ pub fn update(
         now,
     )
     .map_err(applying)?;
-    let made = config_message(context, &proposed.envelope)?;
+    let made = own_message(
+        context,
+        HeaderType::Config,
+        channel,
+        proposed.envelope.encode_to_vec(),
+    )?;
     message(config, &made, rules, now).map_err(|refusal| {
         refusal.within("config update for existing channel did not pass final checks")
     })?;
@@ -238,7 +247,71 @@ pub fn update(
     Ok(made)
 }
 
-/// Judges a `CONFIG` message again that was made under an earlier configuration, and makes it anew.
+/// Judges a request for a new channel under the configuration of the system channel, while `channels` channels exist
+/// (0: that is not known here), and makes the `ORDERER_TRANSACTION` of it that is to be ordered.
+///
+/// Who sent the request is not looked at: the signatures within it count.
+///
+/// # Errors
+/// Why there will be no such channel.
+pub fn creation(
+    context: &UpdateContext<'_>,
+    envelope: &RawEnvelope,
+    channels: u64,
+    rules: &Rules,
+    now: UnixTime,
+) -> Result<RawEnvelope, Refusal> {
+    let system = context.config;
+    let proposed = system
+        .propose_channel(envelope)
+        .map_err(|error| Refusal::bad_request(error.to_string()))?;
+    let config = own_message(
+        context,
+        HeaderType::Config,
+        proposed.next.channel_id(),
+        proposed.envelope.encode_to_vec(),
+    )?;
+    let made = own_message(
+        context,
+        HeaderType::OrdererTransaction,
+        system.channel_id(),
+        config.encoded().to_vec(),
+    )?;
+    message(system, &made, rules, now)?;
+    system
+        .check_creation(&proposed, channels, now)
+        .map_err(|error| {
+            // Another time it may be possible.
+            let status = if in_maintenance(system) {
+                Status::ServiceUnavailable
+            } else {
+                Status::BadRequest
+            };
+            Refusal::new(status, error.to_string())
+        })?;
+    Ok(made)
+}
+
+/// Judges a message for a channel that this orderer is no consenter of: its senders learn what is wrong with it before
+/// they learn that nobody orders it here.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn unserved(
+    config: &ChannelConfig,
+    class: Class,
+    envelope: &RawEnvelope,
+    rules: &Rules,
+    now: UnixTime,
+) -> Result<(), Refusal> {
+    match class {
+        Class::Normal => normal(config, envelope, rules, now),
+        Class::ConfigUpdate => message(config, envelope, rules, now),
+    }
+}
+
+/// Judges a `CONFIG` message or an `ORDERER_TRANSACTION` again that was made under an earlier configuration, or by
+/// another orderer, and makes it anew.
 ///
 /// # Errors
 /// Why it is no longer ordered.
@@ -248,16 +321,37 @@ pub fn config_again(
     rules: &Rules,
     now: UnixTime,
 ) -> Result<RawEnvelope, Refusal> {
-    let config = config_envelope(envelope)?;
+    let created = created_channel(envelope)?;
+    let creates = created.is_some();
+    let config = match created {
+        Some(created) => created.config,
+        None => config_envelope(envelope)?,
+    };
     let Some(last) = config.last_update else {
         return Err(Refusal::bad_request("config message has no last update"));
     };
-    update(
-        context,
-        &RawEnvelope::new(&last.payload, &last.signature),
-        rules,
-        now,
-    )
+    let wanted = RawEnvelope::new(&last.payload, &last.signature);
+    if creates {
+        creation(context, &wanted, 0, rules, now)
+    } else {
+        update(context, &wanted, rules, now)
+    }
+}
+
+fn created_channel(envelope: &RawEnvelope) -> Result<Option<CreatedChannel>, Refusal> {
+    CreatedChannel::from_envelope(envelope)
+        .map_err(|error: ConfigError| Refusal::bad_request(error.to_string()))
+}
+
+/// The configuration in a message of kind [`Kind::Config`]: the channel's next one, or that of a new channel.
+///
+/// # Errors
+/// It holds none.
+pub fn config_within(envelope: &RawEnvelope) -> Result<ConfigEnvelope, Refusal> {
+    match created_channel(envelope)? {
+        Some(created) => Ok(created.config),
+        None => config_envelope(envelope),
+    }
 }
 
 /// What a `CONFIG` message holds.
@@ -290,17 +384,19 @@ pub fn consensus_metadata(config: &ConfigEnvelope) -> Option<ConfigMetadata> {
     ConfigMetadata::decode(consensus.metadata.as_slice()).ok()
 }
 
-/// A `CONFIG` message in our name. Fabric gives it no timestamp of meaning; nobody reads it.
-fn config_message(
+/// A message in our name. Fabric gives it no timestamp of meaning; nobody reads it.
+fn own_message(
     context: &UpdateContext<'_>,
-    config: &ConfigEnvelope,
+    header_type: HeaderType,
+    channel: &str,
+    data: Vec<u8>,
 ) -> Result<RawEnvelope, Refusal> {
     let nonce: [u8; NONCE_BYTES] = context.entropy.bytes();
     let header = ChannelHeaderMessage {
-        r#type: HeaderType::Config as i32,
-        channel_id: context.config.channel_id().to_owned(),
+        r#type: header_type as i32,
+        channel_id: channel.to_owned(),
         ..ChannelHeaderMessage::default()
     };
-    envelope::sign(&header, config.encode_to_vec(), &nonce, context.signer)
+    envelope::sign(&header, data, &nonce, context.signer)
         .map_err(|error| Refusal::new(Status::InternalServerError, error.to_string()))
 }

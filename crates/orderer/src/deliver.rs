@@ -31,7 +31,7 @@ use tokio::sync::watch;
 
 use crate::grpc::{Caller, Deliver, DeliverResponse, Requests, Responses};
 use crate::metrics::Deliver as DeliverMetrics;
-use crate::store::{BlockStore, StoredBlock};
+use crate::store::{BlockStore, StoreError, StoredBlock};
 use request::Request;
 use seek::{Range, Stop};
 use session::Session;
@@ -257,7 +257,7 @@ impl Inner {
             tracing::warn!(target: LOG, "[channel: {id}] Received seekInfo message from {from} with missing start or stop");
             return Err(Status::BadRequest);
         };
-        let (range, stop) = seek::resolve(start, stop, channel.store().height()).map_err(|error| {
+        let (range, stop) = seek::resolve(start, stop, channel.store().first(), channel.store().height()).map_err(|error| {
             if error.status != Status::NotFound {
                 tracing::warn!(target: LOG, "[channel: {id}] Received invalid seekInfo message from {from}: {}", error.reason);
             }
@@ -308,7 +308,7 @@ impl Serving {
             return Err(Status::Success);
         };
         self.ready(number, caller).await?;
-        let block = self.read(number).await?;
+        let block = self.read(number, caller).await?;
         let (id, from) = (&self.id, caller.address);
         self.session
             .evaluate(&self.channel.config(), service.clock.now_micros())
@@ -356,7 +356,7 @@ impl Serving {
         }
     }
 
-    async fn read(&self, number: u64) -> Result<Arc<StoredBlock>, Status> {
+    async fn read(&self, number: u64, caller: &Caller) -> Result<Arc<StoredBlock>, Status> {
         let store = self.channel.store();
         if let Some(block) = store.read_recent(number) {
             return Ok(block);
@@ -366,6 +366,11 @@ impl Serving {
         let reason = match read {
             Ok(Ok(Some(block))) => return Ok(block),
             Ok(Ok(None)) => "it is not there".to_owned(),
+            // The client asks for what an operator removed: nothing is wrong here.
+            Ok(Err(error @ StoreError::Pruned { .. })) => {
+                tracing::warn!(target: LOG, "[channel: {}] Rejecting deliver for {}: {error}", self.id, caller.address);
+                return Err(Status::NotFound);
+            }
             Ok(Err(error)) => tasks::chain(&error),
             Err(failure) => tasks::chain(&failure),
         };

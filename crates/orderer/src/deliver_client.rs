@@ -1,4 +1,5 @@
-//! The client's side of Deliver, for commands: one block at a time, from one orderer, ours or Fabric's.
+//! The client's side of Deliver and Broadcast, for commands: one block or one message at a time, with one orderer, ours or
+//! Fabric's.
 //!
 //! What comes is what that orderer says: nothing is verified but that it is the block that was asked for. Who wants to
 //! follow a chain uses [`replication`](crate::replication). Start at [`DeliverClient::connect`].
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt as _};
+use quorate_fabric::envelope::RawEnvelope;
 use quorate_fabric::msp::{SignError, Signer};
 use quorate_fabric::proto::common::Status;
 use quorate_identity::SecureHash;
@@ -25,6 +27,9 @@ const NONCE_BYTES: usize = 24;
 
 /// The longest block that is taken, in bytes: what Fabric's own clients take.
 pub const MAX_BLOCK_BYTES: usize = 100 * 1024 * 1024;
+
+/// The longest answer to a message that is taken, in bytes.
+const MAX_ANSWER_BYTES: usize = 1024 * 1024;
 
 /// Which block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +115,16 @@ pub enum DeliverError {
         address: String,
         /// Its word for it.
         refusal: Refusal,
+    },
+    /// The orderer did not take a message.
+    #[error("the orderer {address} does not take the message: {status}: {info}")]
+    NotTaken {
+        /// Where.
+        address: String,
+        /// Its word for it.
+        status: &'static str,
+        /// Why.
+        info: String,
     },
     /// What came is no block, or another one.
     #[error("the orderer {address} sent something else than the block: {reason}")]
@@ -215,6 +230,47 @@ impl DeliverClient {
         self.one(channel, position, wait, best_effort).await
     }
 
+    /// Has one envelope ordered. What an orderer's SUCCESS promises is for that orderer to say: Fabric's have taken the
+    /// message then, ours may have it in a block.
+    ///
+    /// # Errors
+    /// [`DeliverError::NotTaken`] says that it is not ordered; after any other it may be.
+    pub async fn submit(&self, envelope: RawEnvelope) -> Result<(), DeliverError> {
+        let patience = self.context.patience;
+        let mut client = AtomicBroadcastClient::new(self.link.clone(), MAX_ANSWER_BYTES);
+        // The request stream stays open: its end would be the end of the call.
+        let requests = stream::iter([envelope]).chain(stream::pending());
+        let mut answers = within(&self.address, patience, client.broadcast(requests))
+            .await?
+            .map_err(|status| self.broken(&status))?;
+        let answer = within(&self.address, patience, answers.message())
+            .await?
+            .map_err(|status| self.broken(&status))?;
+        match answer {
+            Some(answer) if answer.status() == Status::Success => Ok(()),
+            Some(answer) => Err(DeliverError::NotTaken {
+                address: self.address.clone(),
+                status: answer.status().as_str_name(),
+                info: answer.info,
+            }),
+            None => Err(self.no_answer()),
+        }
+    }
+
+    fn broken(&self, status: &tonic::Status) -> DeliverError {
+        DeliverError::Broken {
+            address: self.address.clone(),
+            reason: format!("{:?}: {}", status.code(), status.message()),
+        }
+    }
+
+    fn no_answer(&self) -> DeliverError {
+        DeliverError::Broken {
+            address: self.address.clone(),
+            reason: "it ended the call without an answer".to_owned(),
+        }
+    }
+
     async fn one(
         &self,
         channel: &str,
@@ -238,10 +294,7 @@ impl DeliverClient {
         let now = self.context.clock.now_micros();
         let request = request.sign(&*self.context.signer, &nonce, now)?;
 
-        let broken = |status: tonic::Status| DeliverError::Broken {
-            address: self.address.clone(),
-            reason: format!("{:?}: {}", status.code(), status.message()),
-        };
+        let broken = |status: tonic::Status| self.broken(&status);
         let patience = self.context.patience;
         let mut client = AtomicBroadcastClient::new(self.link.clone(), MAX_BLOCK_BYTES);
         // The request stream stays open: its end would be the end of the call.
@@ -268,10 +321,7 @@ impl DeliverClient {
                 address: self.address.clone(),
                 refusal: status.into(),
             }),
-            None => Err(DeliverError::Broken {
-                address: self.address.clone(),
-                reason: "it ended the call without an answer".to_owned(),
-            }),
+            None => Err(self.no_answer()),
         }
     }
 

@@ -2,16 +2,18 @@
 //!
 //! A follower comes from joining a channel (its join block says how far the chain must come before the channel counts as
 //! joined), or from being removed as a consenter. It reads on for ever; when a configuration block names this orderer
-//! as a consenter it says so and ends, and the registrar starts a consenter in its place. Start reading at [`start`].
+//! as a consenter it says so and ends, and the registrar starts a consenter in its place. Where there is a system channel
+//! nobody follows for ever: such a follower ends when it is where it had to come. Start reading at [`start`].
 
 use std::sync::Arc;
 
-use quorate_fabric::config::ChannelConfig;
+use quorate_fabric::config::{ChannelConfig, CreatedChannel};
 use quorate_runtime::Tasks;
 use quorate_runtime::tasks::blocking;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use crate::channel::Creation;
 use crate::replication::{ChainVerifier, Puller, PullerContext};
 use crate::store::{BlockStore, Ledgers, StoreError, StoredBlock};
 
@@ -49,8 +51,12 @@ pub struct FollowerStart {
     pub puller: PullerContext,
     /// Whether a configuration names this orderer as a consenter.
     pub is_member: Arc<dyn Fn(&ChannelConfig) -> bool + Send + Sync>,
-    /// Called when the newest configuration does; the follower has ended then.
-    pub promoted: Box<dyn FnOnce() + Send + Sync>,
+    /// Whether it reads on where it had to come.
+    pub stays: bool,
+    /// Creates channels, if this is a system channel.
+    pub creation: Option<Arc<dyn Creation>>,
+    /// Called when the newest configuration names this orderer, or when the follower does not stay; it has ended then.
+    pub ended: Box<dyn FnOnce() + Send + Sync>,
 }
 
 /// What others see of a follower.
@@ -148,9 +154,12 @@ impl Task {
             }
             if reached {
                 self.arrived().await?;
-                if (self.start.is_member)(&self.start.config) {
+                let is_member = (self.start.is_member)(&self.start.config);
+                if is_member {
                     info!(target: LOG, channel = %name, height, "This orderer is a consenter of the channel from now on");
-                    (self.start.promoted)();
+                }
+                if is_member || !self.start.stays {
+                    (self.start.ended)();
                     return Ok(());
                 }
             }
@@ -159,12 +168,37 @@ impl Task {
                 // It has been logged, and there is nothing else to do here.
                 Err(_) => continue,
             };
+            if !self.create(&block).await {
+                return Ok(());
+            }
             self.start.store.append(&block)?;
             unsynced += 1;
             if block.last_config() == Some(block.number()) {
                 self.learn(&block, &mut puller);
             }
         }
+    }
+
+    /// Has the channel created that a block of a system channel asks for, before the block is there. `false`: that is not
+    /// possible, and has been told.
+    async fn create(&self, block: &StoredBlock) -> bool {
+        let Some(creation) = &self.start.creation else {
+            return true;
+        };
+        let created = match CreatedChannel::from_block(&block.block()) {
+            Ok(None) => return true,
+            Ok(Some(created)) => {
+                let name = created.channel_id.clone();
+                let outcome = creation.create(created).await;
+                outcome.map_err(|reason| format!("channel {name} cannot be created: {reason}"))
+            }
+            Err(reason) => Err(reason.to_string()),
+        };
+        if let Err(reason) = &created {
+            error!(target: LOG, channel = %self.start.name, "Block [{}] cannot be taken over: {reason}", block.number());
+            self.state.send_modify(|state| state.failed = true);
+        }
+        created.is_ok()
     }
 
     /// The height of whoever is furthest ahead.

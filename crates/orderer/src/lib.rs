@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod admin_client;
 pub mod assembly;
+pub mod audit;
 pub mod broadcast;
 pub mod channel;
 pub mod checks;

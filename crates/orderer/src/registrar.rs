@@ -5,13 +5,21 @@
 //! Everybody else reads a table that it replaces as a whole. What a consenter does is in [`crate::channel`], what a follower
 //! does in [`crate::follower`]; the way from a chain on disk to a running consenter is in `consenter`.
 //!
+//! A network may have a system channel, whose blocks create the other channels. What is different then is in `system`
+//! (how it begins, creates and ends), in `onboarding` (how an orderer that comes late gets all channels), in `inactive`
+//! (what an orderer has of a channel that others serve) and in `tracker` (how it notices that it is wanted there).
+//!
 //! Start reading at [`Registrar`].
 
 mod consenter;
 mod desk;
 mod doors;
+mod inactive;
 mod incarnation;
 mod join;
+mod onboarding;
+mod system;
+mod tracker;
 mod trust;
 mod wiring;
 
@@ -31,13 +39,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::consenter::StartError;
 use self::desk::{Desk, Request};
+use self::inactive::Inactive;
 pub use self::incarnation::{IncarnationError, Incarnations};
+pub use self::onboarding::OnboardingError;
+pub use self::system::{BootstrapBlock, BootstrapError};
 pub use self::trust::Trust;
 use crate::admin::{ChannelInfo, ChannelStatus, ConsensusRelation, JoinError, RemoveError};
 use crate::broadcast::Checker;
 use crate::channel::ChannelHandle;
 use crate::checks::Rules;
 use crate::cluster::Transport;
+use crate::deliver::Channel as _;
 use crate::follower::Follower;
 use crate::metrics::OrdererMetrics;
 use crate::replication::PullerContext;
@@ -80,6 +92,8 @@ pub struct Premises {
     pub tick_override: Option<Duration>,
     /// `Consensus.EvictionSuspicion`.
     pub eviction_suspicion: Duration,
+    /// `General.Cluster.ReplicationBackgroundRefreshInterval`.
+    pub refresh_interval: Duration,
     /// The time.
     pub clock: Clock,
     /// Nonces, jitter, names.
@@ -123,6 +137,8 @@ enum Part {
     Consenter(Arc<Consenter>),
     /// It copies blocks.
     Follower(Follower),
+    /// It leaves the channel to others; only where there is a system channel.
+    Inactive(Arc<Inactive>),
     /// It is leaving.
     Leaving(ChannelInfo),
     /// It cannot do anything, for a reason that was logged.
@@ -139,7 +155,13 @@ struct Consenter {
     outage: watch::Receiver<bool>,
 }
 
-type Table = BTreeMap<String, Part>;
+/// What everybody reads.
+#[derive(Default)]
+struct Table {
+    /// The system channel's name.
+    system: Option<String>,
+    parts: BTreeMap<String, Part>,
+}
 
 /// The channels of this orderer. Cheap to clone.
 #[derive(Clone)]
@@ -158,6 +180,23 @@ pub enum RegistrarError {
     /// What is kept about their Raft groups.
     #[error("the names of the channels' Raft groups cannot be read")]
     Incarnation(#[from] IncarnationError),
+    /// Nobody would know which of them creates channels.
+    #[error(
+        "there are several system channels: {}; move the ledgers of all but one away from FileLedger.Location",
+        .0.join(", ")
+    )]
+    SystemChannels(Vec<String>),
+    /// The system channel, with which everything else begins.
+    #[error("the system channel {channel} cannot be opened: {reason}")]
+    SystemChannel {
+        /// Its name.
+        channel: String,
+        /// Why not.
+        reason: String,
+    },
+    /// Its blocks, and those of the channels that it has created, are with other orderers.
+    #[error("the channels cannot be replicated")]
+    Onboarding(#[from] OnboardingError),
     /// A part of us panicked.
     #[error(transparent)]
     Panicked(#[from] quorate_runtime::tasks::TaskFailure),
@@ -165,7 +204,8 @@ pub enum RegistrarError {
 
 impl Registrar {
     /// Opens every channel on disk and starts serving it. A channel that cannot be opened does not keep the others from
-    /// being served: it is shown as failed, and the log says why.
+    /// being served: it is shown as failed, and the log says why. Where a system channel is joined by one of its later
+    /// blocks, this returns when all channels have been replicated.
     ///
     /// # Errors
     /// [`RegistrarError`].
@@ -180,17 +220,25 @@ impl Registrar {
         };
         let mut desk = Desk::new(premises, table, requests, tasks);
         desk.open().await?;
+        if let Some(tracker) = desk.tracker() {
+            tasks.spawn("search for channels that want this orderer", tracker.run());
+        }
         tasks.spawn_essential("registrar", desk.run(incoming));
         Ok(registrar)
     }
 
     fn part(&self, channel: &str) -> Option<Part> {
-        self.table.load().get(channel).cloned()
+        self.table.load().parts.get(channel).cloned()
     }
 
-    /// The names of all channels.
+    /// The names of all channels, the system channel included.
     pub fn channels(&self) -> Vec<String> {
-        self.table.load().keys().cloned().collect()
+        self.table.load().parts.keys().cloned().collect()
+    }
+
+    /// The system channel's name, if there is one.
+    pub fn system_channel(&self) -> Option<String> {
+        self.table.load().system.clone()
     }
 
     /// What this orderer is to a channel, and how far it is.
@@ -258,6 +306,11 @@ fn describe(channel: &str, part: &Part) -> ChannelInfo {
             };
             (relation, status, follower.store().height())
         }
+        Part::Inactive(inactive) => (
+            inactive.relation(),
+            ChannelStatus::Inactive,
+            inactive.store().height(),
+        ),
         Part::Leaving(info) | Part::Failed { info, .. } => return info.clone(),
     };
     ChannelInfo {

@@ -22,6 +22,7 @@ use quorate_identity::mutual_tls::ClientTls;
 use quorate_identity::x509::Certificate;
 use quorate_runtime::{Clock, Entropy, Tasks};
 
+pub(crate) use verify::signed;
 pub use verify::{ChainVerifier, VerifyError};
 
 use crate::listener::go_duration;
@@ -92,6 +93,19 @@ pub enum PullFailure {
     /// The orderer does not have the block yet.
     #[error("minimum requested sequence is {wanted} but {endpoint} is at sequence {last}")]
     Behind {
+        /// The block that was wanted.
+        wanted: u64,
+        /// Who.
+        endpoint: String,
+        /// Its newest block.
+        last: u64,
+    },
+    /// The orderer has later blocks, and not this one any more.
+    #[error(
+        "block [{wanted}] was pruned at {endpoint}, which is at block [{last}]; if no other orderer has it, stop this one \
+         and give it the archived blocks with `quorate orderer restore`"
+    )]
+    Pruned {
         /// The block that was wanted.
         wanted: u64,
         /// Who.

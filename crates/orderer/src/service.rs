@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use quorate_consensus::disk::Folder;
 use quorate_consensus::{Log, LogError, LogOptions};
 use quorate_fabric::msp::{FolderError, LocalMsp, Signer};
@@ -40,7 +41,9 @@ use crate::listener::{ListenError, Listener, ListenerOptions};
 use crate::metrics::{MeasuredDisk, OrdererMetrics};
 use crate::operations::Operations;
 use crate::options::{self, BootstrapMethod, MetricsProvider, Options, OptionsError, Tls};
-use crate::registrar::{Incarnations, Premises, Registrar, RegistrarError, Trust};
+use crate::registrar::{
+    BootstrapBlock, BootstrapError, Incarnations, Premises, Registrar, RegistrarError, Trust,
+};
 use crate::replication::{PullerContext, PullerOptions};
 use crate::store::{Ledgers, StoreError};
 use crate::{admin, statsd, trace};
@@ -142,12 +145,28 @@ pub enum OrdererError {
     /// The channels.
     #[error("the channels cannot be opened")]
     Registrar(#[from] RegistrarError),
-    /// System channels.
+    /// The file that a network with a system channel begins with.
+    #[error("General.BootstrapFile: failed validating bootstrap block {}", .path.display())]
+    Bootstrap {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: BootstrapError,
+    },
+    /// There is no such file.
     #[error(
-        "General.BootstrapMethod is `file`, which starts a system channel; this orderer is told of its channels by \
-         osnadmin or quorate channel join: set General.BootstrapMethod to none"
+        "General.BootstrapFile: cannot read {}; it holds the system channel's block for General.BootstrapMethod `file`: to \
+         start without a system channel, set General.BootstrapMethod to none",
+        .path.display()
     )]
-    SystemChannel,
+    BootstrapFile {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        #[source]
+        source: io::Error,
+    },
     /// A part of the start panicked.
     #[error(transparent)]
     Panicked(#[from] quorate_runtime::tasks::TaskFailure),
@@ -188,9 +207,6 @@ impl Orderer {
             tasks,
         } = parts;
         let general = &options.general;
-        if general.bootstrap_method == BootstrapMethod::File {
-            return Err(OrdererError::SystemChannel);
-        }
         let local = LocalMsp::load_with_key_store(
             &general.local_msp_dir,
             &general.local_msp_id,
@@ -291,6 +307,7 @@ impl Orderer {
                 rules,
                 tick_override: options.consensus.tick_interval_override,
                 eviction_suspicion: options.consensus.eviction_suspicion,
+                refresh_interval: general.cluster.replication_background_refresh_interval,
                 clock: clock.clone(),
                 entropy: entropy.clone(),
                 metrics: metrics.clone(),
@@ -439,6 +456,34 @@ type Disk = (
     BTreeMap<quorate_consensus::GroupId, quorate_consensus::Recovered>,
 );
 
+/// Takes over the system channel's block that `General.BootstrapFile` holds, if there is nothing else yet: the registrar
+/// finds it among the join blocks.
+fn bootstrap(general: &options::General, ledgers: &Ledgers) -> Result<(), OrdererError> {
+    if general.bootstrap_method != BootstrapMethod::File {
+        return Ok(());
+    }
+    if !ledgers.channels()?.is_empty() || !ledgers.join_blocks()?.is_empty() {
+        info!(target: LOG, "Not bootstrapping the system channel because of existing channels");
+        return Ok(());
+    }
+    let path = general.bootstrap_file.clone();
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => Bytes::from(bytes),
+        Err(source) => return Err(OrdererError::BootstrapFile { path, source }),
+    };
+    let block = match BootstrapBlock::judge(&bytes) {
+        Ok(block) => block,
+        Err(source) => return Err(OrdererError::Bootstrap { path, source }),
+    };
+    if block.number == 0 {
+        info!(target: LOG, "Bootstrapping the system channel");
+    } else {
+        info!(target: LOG, "Not bootstrapping the system channel because the bootstrap block number is {} (>0), replication is needed", block.number);
+    }
+    ledgers.save_join_block(&block.channel, &bytes)?;
+    Ok(())
+}
+
 fn open_disk(
     options: &Options,
     metrics: &OrdererMetrics,
@@ -458,6 +503,7 @@ fn open_disk(
         })?;
     }
     let ledgers = Ledgers::open_measured(&options.file_ledger.location, &metrics.ledger)?;
+    bootstrap(&options.general, &ledgers)?;
     let incarnations = Incarnations::open(&options.file_ledger.location)?;
     let folder = wal.join(LOG_FOLDER);
     let disk = Folder::open(&folder).map_err(|source| OrdererError::Folder {

@@ -2,7 +2,8 @@
 //!
 //! [`Ledgers`] owns the folder `FileLedger.Location`: which channels exist, how they come and go without ever being
 //! half there, and the join blocks of channels that are still being fetched. [`BlockStore`] is one channel's chain:
-//! append, sync, read, wait for growth. [`StoredBlock`] is a block as it lies there and as it is sent.
+//! append, sync, read, wait for growth, prune. [`StoredBlock`] is a block as it lies there and as it is sent. [`Walk`] reads a
+//! chain's files without believing or changing anything.
 //!
 //! Whether a block is *right* (signatures, policies, consenter metadata) is decided before it comes here; the store
 //! only insists that it is the next one: its number and its previous hash.
@@ -11,8 +12,10 @@
 //!
 //! Start reading at [`Ledgers`].
 
+mod base;
 mod block;
 mod chain;
+mod copy;
 mod error;
 mod files;
 mod format;
@@ -22,9 +25,12 @@ mod marks;
 mod recovery;
 #[cfg(test)]
 mod tests;
+mod walk;
 
 pub use block::{BlockFormatError, StoredBlock};
-pub use chain::{BlockStore, MAX_RECENT_BLOCKS, MAX_RECENT_BYTES};
+pub use chain::{BlockStore, MAX_RECENT_BLOCKS, MAX_RECENT_BYTES, Pruned};
+pub use copy::{Copied, CopyError, Extent, copy};
 pub use error::StoreError;
 pub use ledgers::Ledgers;
 pub(crate) use marks::Marks;
+pub use walk::{Agreement, Step, Walk, Walked};

@@ -143,6 +143,7 @@ impl Orderer {
                 group,
                 snapshots: SnapshotFiles::open(folder.path().join("snapshots").join(name)).unwrap(),
                 peers: Arc::new(Nobody),
+                creation: None,
                 replication: Arc::new(Nobody),
                 clock: clock.clone(),
                 metrics: ChannelMetrics::of(&metrics),

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use quorate_flow::standard::NOTARISE;
 use quorate_flow::{
     Action, App, Checkpoint, Envelope, Event, Finality, Flow, FlowError, FlowId, FlowOutcome,
-    FlowRegistry, FlowStart, HostError, HostRequest, InboxId, Limits, LockTarget, Machine, Origin,
-    Owner, Reply, RetryPolicy, SessionMessage, SignaturePolicy, StatesToRecord, StepCommit,
-    Surroundings,
+    FlowRegistry, FlowStart, FlowTimeout, HostError, HostRequest, InboxId, Limits, LockTarget,
+    Machine, Origin, Owner, Reply, RetryPolicy, SessionMessage, SignaturePolicy, StatesToRecord,
+    StepCommit, Surroundings,
 };
 use quorate_identity::{KeyPair, Party, SecureHash, X500Name};
 use quorate_ledger::network::NotaryInfo;
@@ -131,6 +131,8 @@ impl Net {
             me: me.clone(),
             services: Vec::new(),
             parties: self.parties.clone(),
+            providers: BTreeMap::new(),
+            flow_timeout: FlowTimeout::default(),
             notaries: notaries
                 .map(|identity| NotaryInfo {
                     identity,

@@ -42,6 +42,15 @@ pub(super) fn warnings(config: &ChannelConfig, now: UnixTime) -> Vec<String> {
     out
 }
 
+/// What may leave the channel without a leader for good.
+pub(super) fn dangers(config: &ChannelConfig) -> Vec<String> {
+    let mut out = Vec::new();
+    if let Ok(options) = raft_config::options(config.raft_metadata()) {
+        timing(&options, &mut out);
+    }
+    out
+}
+
 fn timing(options: &raft_config::RaftOptions, out: &mut Vec<String>) {
     let election = options.tick_interval * options.election_tick;
     let shown = format!(

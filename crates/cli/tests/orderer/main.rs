@@ -12,3 +12,5 @@ mod operations;
 mod participation;
 mod single;
 mod support;
+mod system;
+mod system_network;

@@ -1,7 +1,7 @@
 //! `participation.json`: the channel participation API over real HTTPS, in the recorded order and through restarts.
 //!
 //! Not here: the states that only a slow or broken disk makes (a removal that is under way or has failed), which the API's
-//! own tests have; and a system channel, which this orderer does not serve.
+//! own tests have.
 
 use std::fs;
 
@@ -221,12 +221,60 @@ async fn a_join_block_without_parts_is_refused_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_system_channel_is_refused_with_a_way_out() {
+async fn a_system_channel_is_joined_and_removed_as_recorded() {
+    let recorded = fixtures("participation/participation.json");
+    let cases = recorded.as_array().unwrap();
     let orderer = Node::anywhere(0).start().await;
-    let answer = orderer
-        .admin()
-        .join(&bytes("genesis/syschannel.block"))
+    let before = between(
+        cases,
+        "join-system-channel",
+        "remove-application-with-system-channel",
+    );
+    let mut differences = replay(&orderer, before).await;
+    let orderer = orderer.stop().await.start().await;
+    let after = between(
+        cases,
+        "list-system-channel-restarted",
+        "join-application-with-system-channel-restarted",
+    );
+    differences.extend(replay(&orderer, after).await);
+    orderer
+        .says("Raft leader changed: 0 -> 1 channel=syschannel ")
         .await;
-    assert_eq!(answer.status, 400, "{}", answer.body);
-    assert!(answer.body.contains("does not serve system channels"));
+    // The list is asked for at once: nothing of the channel is left by then.
+    let door = orderer.admin();
+    let removal = between(
+        cases,
+        "remove-system-channel",
+        "list-system-channel-removed",
+    );
+    for case in removal {
+        differences.extend(compare(&ask(&door, case).await, case));
+    }
+    let left = fs::read_dir(orderer.path().join("ledger/chains")).unwrap();
+    assert_eq!(left.count(), 0, "ledgers of removed channels");
+    // And it stays away.
+    let orderer = orderer.kill().start().await;
+    orderer
+        .says("Registrar initializing without a system channel")
+        .await;
+    orderer.join("genesis/fixture1.block").await;
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+#[tokio::test]
+async fn a_join_of_a_system_channel_survives_a_kill() {
+    let orderer = Node::anywhere(0).start().await;
+    orderer.join("genesis/syschannel.block").await;
+    let orderer = orderer.kill().start().await;
+    orderer
+        .says("Starting system channel 'syschannel' with genesis block hash ")
+        .await;
+    orderer
+        .says("Raft leader changed: 0 -> 1 channel=syschannel ")
+        .await;
+    let described = orderer.describe("syschannel").await;
+    assert_eq!(described["status"], "active");
+    let pending = orderer.path().join("ledger/pendingops/join");
+    assert_eq!(fs::read_dir(pending).unwrap().count(), 0, "join blocks");
 }

@@ -1,5 +1,7 @@
 //! Channel creation through a system channel: a CONFIG_UPDATE for a channel that does not exist yet is applied to a
 //! template made of the system channel's configuration and of the consortium it names.
+//!
+//! What comes of it stands in a block of the system channel as an ORDERER_TRANSACTION; [`CreatedChannel`] reads it there.
 
 use prost::Message as _;
 
@@ -7,11 +9,13 @@ use super::error::decode;
 use super::update::{ProposedUpdate, open_update};
 use super::{
     APPLICATION_GROUP, CONSORTIUMS_GROUP, ChannelConfig, ConfigError, ConsensusState,
-    ORDERER_GROUP, Parsed, raft_config,
+    ORDERER_GROUP, Parsed, only_envelope, open_config, raft_config,
 };
+use crate::block;
 use crate::envelope::{EnvelopeParts, RawEnvelope};
 use crate::proto::common::{
-    Config, ConfigGroup, ConfigPolicy, ConfigUpdate, ConfigValue, Consortium,
+    Block, Config, ConfigEnvelope, ConfigGroup, ConfigPolicy, ConfigUpdate, ConfigValue,
+    Consortium, HeaderType,
 };
 use quorate_identity::UnixTime;
 
@@ -19,6 +23,59 @@ use quorate_identity::UnixTime;
 const CONSORTIUM: &str = "Consortium";
 const ADMINS: &str = "Admins";
 const CREATION_POLICY: &str = "ChannelCreationPolicy";
+
+/// A channel that a system channel's block brings into being.
+#[derive(Debug, Clone)]
+pub struct CreatedChannel {
+    /// The new channel's name.
+    pub channel_id: String,
+    /// The new channel's first block. Every orderer makes the same one, and nobody signs it.
+    pub genesis: Block,
+    /// What the CONFIG message in it holds.
+    pub config: ConfigEnvelope,
+}
+
+impl CreatedChannel {
+    /// The channel that a block creates; `None` if it creates none.
+    ///
+    /// # Errors
+    /// It is an ORDERER_TRANSACTION that makes no sense.
+    pub fn from_block(block: &Block) -> Result<Option<Self>, ConfigError> {
+        match only_envelope(block) {
+            Ok(envelope) => Self::from_envelope(&envelope),
+            // Several messages, or one that nobody can read: neither is of this kind.
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// The channel that a message creates once it is in a block; `None` if it is no ORDERER_TRANSACTION.
+    ///
+    /// # Errors
+    /// It is one that makes no sense.
+    pub fn from_envelope(envelope: &RawEnvelope) -> Result<Option<Self>, ConfigError> {
+        match EnvelopeParts::parse(envelope) {
+            Ok(parts) if parts.channel_header.is(HeaderType::OrdererTransaction) => {
+                Self::from_parts(&parts).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The channel that an ORDERER_TRANSACTION creates.
+    ///
+    /// # Errors
+    /// It makes no sense.
+    pub fn from_parts(transaction: &EnvelopeParts) -> Result<Self, ConfigError> {
+        let inner = RawEnvelope::decode(transaction.data.clone())
+            .map_err(|error| ConfigError::new(format!("error unmarshalling Envelope: {error}")))?;
+        let (channel_id, config) = open_config(&inner)?;
+        Ok(Self {
+            channel_id,
+            genesis: block::new_block(0, &[], vec![inner.encoded().clone()]),
+            config,
+        })
+    }
+}
 
 impl ChannelConfig {
     /// Judges a CONFIG_UPDATE that asks this system channel for a new channel, and computes that channel's first

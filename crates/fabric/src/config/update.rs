@@ -14,7 +14,7 @@ use super::error::decode;
 use super::{ChannelConfig, ConfigError, Parsed};
 use crate::envelope::{EnvelopeError, EnvelopeParts, RawEnvelope};
 use crate::msp::{SignError, Signer};
-use crate::policy::{SignedData, verified_identities};
+use crate::policy::{Policy, SignedData, verified_identities};
 use crate::proto::common::{
     Config, ConfigEnvelope, ConfigSignature, ConfigUpdate, ConfigUpdateEnvelope, HeaderType,
     SignatureHeader,
@@ -101,18 +101,23 @@ impl ChannelConfig {
         let authorising = |error: ConfigError| error.within("error authorizing update");
         let update: ConfigUpdate = decode(&signed.config_update).map_err(authorising)?;
         let proposed = self.authorise(&signed, &update).map_err(authorising)?;
-        let channel_group = assemble(&proposed)
+        Ok(AppliedUpdate {
+            config: self.follow(&proposed)?,
+            update,
+        })
+    }
+
+    /// The configuration that these elements are, with the next sequence.
+    pub(super) fn follow(&self, elements: &Elements<'_>) -> Result<Config, ConfigError> {
+        let channel_group = assemble(elements)
             .map_err(|error| error.within("could not turn configMap back to channelGroup"))?;
         let sequence = self
             .sequence()
             .checked_add(1)
             .ok_or_else(|| ConfigError::new("the config sequence cannot grow any further"))?;
-        Ok(AppliedUpdate {
-            config: Config {
-                sequence,
-                channel_group: Some(channel_group),
-            },
-            update,
+        Ok(Config {
+            sequence,
+            channel_group: Some(channel_group),
         })
     }
 
@@ -122,6 +127,32 @@ impl ChannelConfig {
         signed: &ConfigUpdateEnvelope,
         update: &'a ConfigUpdate,
     ) -> Result<Elements<'a>, ConfigError> {
+        self.update_elements(update, || {
+            // Verified when the first policy wants to know, and once.
+            let mut signatures = Some(signed_data(signed)?);
+            let mut signers = Vec::new();
+            Ok(move |key: &str, _: &str, policy: &Policy| {
+                if let Some(signatures) = signatures.take() {
+                    signers = verified_identities(self.membership(), signatures);
+                }
+                policy.evaluate_identities(&signers).map_err(|error| {
+                    ConfigError::new(format!("policy for {key} not satisfied: {error}"))
+                })
+            })
+        })
+    }
+
+    /// All elements after the update, if it fits this configuration. The judge, made as soon as the update can be read, is
+    /// asked once for each policy that governs a present element which the update changes: the element's key, the policy's
+    /// path, the policy.
+    pub(super) fn update_elements<'a, J>(
+        &'a self,
+        update: &'a ConfigUpdate,
+        make_judge: impl FnOnce() -> Result<J, ConfigError>,
+    ) -> Result<Elements<'a>, ConfigError>
+    where
+        J: FnMut(&str, &str, &Policy) -> Result<(), ConfigError>,
+    {
         if update.channel_id != self.channel_id() {
             return Err(ConfigError::new(format!(
                 "ConfigUpdate for channel '{}' but envelope for channel '{}'",
@@ -144,8 +175,7 @@ impl ChannelConfig {
                     .is_none_or(|read| read.element.version() != wanted.element.version())
             })
             .collect();
-        let signatures = signed_data(signed)?;
-        self.check_delta(&current, &delta, signatures)
+        self.check_delta(&current, &delta, make_judge()?)
             .map_err(|error| error.within("error validating DeltaSet"))?;
         for (key, entry) in delta {
             current.insert(key.clone(), entry.clone());
@@ -162,18 +192,15 @@ impl ChannelConfig {
         &self,
         current: &Elements<'_>,
         delta: &[(&String, &Entry<'_>)],
-        signatures: impl Iterator<Item = SignedData>,
+        mut judge: impl FnMut(&str, &str, &Policy) -> Result<(), ConfigError>,
     ) -> Result<(), ConfigError> {
         if delta.is_empty() {
             return Err(ConfigError::new(
                 "delta set was empty -- update would have no effect",
             ));
         }
-        // Verified when the first policy wants to know, and once.
-        let mut signatures = Some(signatures);
-        let mut signers = Vec::new();
         // Many elements share a policy.
-        let mut satisfied: BTreeSet<(Vec<&str>, &str)> = BTreeSet::new();
+        let mut judged: BTreeSet<String> = BTreeSet::new();
         for (key, wanted) in delta {
             let version = wanted.element.version();
             check_mod_policy(wanted.element.mod_policy()).map_err(|error| {
@@ -193,25 +220,16 @@ impl ChannelConfig {
                     "attempt to set key {key} to version {version}, but key is at version {current_version}"
                 )));
             }
-            let name = existing.element.mod_policy();
-            let place = (policy_group(existing), name);
-            if satisfied.contains(&place) {
+            let path = governing_policy(existing);
+            if judged.contains(&path) {
                 continue;
             }
-            let policy = self
-                .policies()
-                .manager(&place.0)
-                .and_then(|manager| manager.get(name))
-                .ok_or_else(|| {
-                    ConfigError::new(format!("unexpected missing policy {name} for item {key}"))
-                })?;
-            if let Some(signatures) = signatures.take() {
-                signers = verified_identities(self.membership(), signatures);
-            }
-            policy.evaluate_identities(&signers).map_err(|error| {
-                ConfigError::new(format!("policy for {key} not satisfied: {error}"))
+            let policy = self.policies().get(&path).ok_or_else(|| {
+                let name = existing.element.mod_policy();
+                ConfigError::new(format!("unexpected missing policy {name} for item {key}"))
             })?;
-            satisfied.insert(place);
+            judge(key, &path, &policy)?;
+            judged.insert(path);
         }
         Ok(())
     }
@@ -296,19 +314,18 @@ fn check_read_set(current: &Elements<'_>, read_set: &Elements<'_>) -> Result<(),
     Ok(())
 }
 
-/// The groups, below the channel group, whose policies an element's mod policy is looked up among.
-fn policy_group<'a>(entry: &Entry<'a>) -> Vec<&'a str> {
-    let relative = !entry.element.mod_policy().starts_with('/');
-    // The channel group itself stands in no group: its policies are the root's.
-    if !relative || entry.path.is_empty() {
-        return Vec::new();
+/// The path of the policy that an element is changed under.
+fn governing_policy(entry: &Entry<'_>) -> String {
+    let name = entry.element.mod_policy();
+    if name.starts_with('/') {
+        return name.to_owned();
     }
-    let mut groups = entry.path[1..].to_vec();
+    let mut groups = entry.path.clone();
     // A group is governed by its own policies, everything else by those beside it.
     if matches!(entry.element, Element::Group(_)) {
         groups.push(entry.name);
     }
-    groups
+    format!("/{}/{name}", groups.join("/"))
 }
 
 fn check_mod_policy(mod_policy: &str) -> Result<(), ConfigError> {
@@ -324,7 +341,7 @@ fn check_mod_policy(mod_policy: &str) -> Result<(), ConfigError> {
 
 /// What each config signature is over: its own signature header, then the update. Each is made when it is asked for: together they
 /// may be a thousand times as long as the message that brought them.
-fn signed_data(
+pub(super) fn signed_data(
     signed: &ConfigUpdateEnvelope,
 ) -> Result<impl Iterator<Item = SignedData>, ConfigError> {
     let headers = signed

@@ -10,147 +10,168 @@ use serde::de::{self, Deserializer, IgnoredAny, Visitor};
 use super::GenesisError;
 
 pub(super) fn read(configtx: &str) -> Result<File, GenesisError> {
+    parse(configtx).map_err(GenesisError::Yaml)
+}
+
+/// Reads YAML, with anchors and merge keys.
+pub(crate) fn parse<T: de::DeserializeOwned>(text: &str) -> Result<T, String> {
     let mut options = serde_saphyr::Options::default();
     // One line is enough for a message; it names line and column.
     options.with_snippet = false;
-    serde_saphyr::from_str_with_options(configtx, options)
-        .map_err(|error| GenesisError::Yaml(error.to_string()))
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())
 }
 
 /// The sections beside the profiles only hold what the profiles refer to by anchors.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub(super) struct File {
+pub(crate) struct File {
     #[serde(default)]
-    pub(super) profiles: BTreeMap<String, Profile>,
+    pub(crate) profiles: BTreeMap<String, Profile>,
 }
 
-pub(super) type Policies = BTreeMap<String, Policy>;
+pub(crate) type Policies = BTreeMap<String, Policy>;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub(super) struct Profile {
-    pub(super) consortium: Option<String>,
-    pub(super) application: Option<Application>,
-    pub(super) orderer: Option<Orderer>,
-    pub(super) consortiums: Option<BTreeMap<String, Consortium>>,
-    pub(super) capabilities: Option<BTreeMap<String, bool>>,
-    pub(super) policies: Option<Policies>,
+pub(crate) struct Profile {
+    pub(crate) consortium: Option<String>,
+    pub(crate) application: Option<Application>,
+    pub(crate) orderer: Option<Orderer>,
+    pub(crate) consortiums: Option<BTreeMap<String, Consortium>>,
+    pub(crate) capabilities: Option<BTreeMap<String, bool>>,
+    pub(crate) policies: Option<Policies>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub(super) struct Policy {
+pub(crate) struct Policy {
     #[serde(rename = "Type", default)]
-    pub(super) kind: String,
+    pub(crate) kind: String,
     #[serde(default)]
-    pub(super) rule: String,
+    pub(crate) rule: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub(super) struct Consortium {
-    pub(super) organizations: Option<Vec<Organization>>,
+pub(crate) struct Consortium {
+    pub(crate) organizations: Option<Vec<Organization>>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub(super) struct Application {
-    pub(super) organizations: Option<Vec<Organization>>,
-    pub(super) capabilities: Option<BTreeMap<String, bool>>,
+pub(crate) struct Application {
+    pub(crate) organizations: Option<Vec<Organization>>,
+    pub(crate) capabilities: Option<BTreeMap<String, bool>>,
     #[serde(rename = "Resources", default)]
     _resources: Option<IgnoredAny>,
-    pub(super) policies: Option<Policies>,
+    pub(crate) policies: Option<Policies>,
     #[serde(rename = "ACLs")]
-    pub(super) acls: Option<BTreeMap<String, String>>,
+    pub(crate) acls: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub(super) struct Organization {
-    pub(super) name: String,
+pub(crate) struct Organization {
+    pub(crate) name: String,
     #[serde(rename = "ID")]
-    pub(super) id: Option<String>,
+    pub(crate) id: Option<String>,
     #[serde(rename = "MSPDir")]
-    pub(super) msp_dir: Option<String>,
+    pub(crate) msp_dir: Option<String>,
     #[serde(rename = "MSPType")]
-    pub(super) msp_type: Option<String>,
-    pub(super) policies: Option<Policies>,
-    pub(super) anchor_peers: Option<Vec<AnchorPeer>>,
-    pub(super) orderer_endpoints: Option<Vec<String>>,
+    pub(crate) msp_type: Option<String>,
+    pub(crate) policies: Option<Policies>,
+    pub(crate) anchor_peers: Option<Vec<AnchorPeer>>,
+    pub(crate) orderer_endpoints: Option<Vec<String>>,
     #[serde(rename = "AdminPrincipal", default)]
     _admin_principal: Option<IgnoredAny>,
     #[serde(default)]
-    pub(super) skip_as_foreign: bool,
+    pub(crate) skip_as_foreign: bool,
+}
+
+impl Organization {
+    /// One with membership and policies, and nothing else.
+    pub(crate) fn new(name: &str, id: &str, msp_dir: &str, policies: Policies) -> Self {
+        Self {
+            name: name.to_owned(),
+            id: Some(id.to_owned()),
+            msp_dir: Some(msp_dir.to_owned()),
+            msp_type: None,
+            policies: Some(policies),
+            anchor_peers: None,
+            orderer_endpoints: None,
+            _admin_principal: None,
+            skip_as_foreign: false,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub(super) struct AnchorPeer {
-    pub(super) host: String,
-    pub(super) port: u16,
+pub(crate) struct AnchorPeer {
+    pub(crate) host: String,
+    pub(crate) port: u16,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub(super) struct Orderer {
-    pub(super) orderer_type: Option<String>,
-    pub(super) addresses: Option<Vec<String>>,
-    pub(super) batch_timeout: Option<Text>,
-    pub(super) batch_size: Option<BatchSize>,
+pub(crate) struct Orderer {
+    pub(crate) orderer_type: Option<String>,
+    pub(crate) addresses: Option<Vec<String>>,
+    pub(crate) batch_timeout: Option<Text>,
+    pub(crate) batch_size: Option<BatchSize>,
     #[serde(rename = "Kafka", default)]
     _kafka: Option<IgnoredAny>,
-    pub(super) etcd_raft: Option<EtcdRaft>,
+    pub(crate) etcd_raft: Option<EtcdRaft>,
     // Of version 3; the orderer type says whether they count.
     #[serde(rename = "ConsenterMapping", default)]
     _consenter_mapping: Option<IgnoredAny>,
     #[serde(rename = "SmartBFT", default)]
     _smart_bft: Option<IgnoredAny>,
-    pub(super) organizations: Option<Vec<Organization>>,
-    pub(super) max_channels: Option<u64>,
-    pub(super) capabilities: Option<BTreeMap<String, bool>>,
-    pub(super) policies: Option<Policies>,
+    pub(crate) organizations: Option<Vec<Organization>>,
+    pub(crate) max_channels: Option<u64>,
+    pub(crate) capabilities: Option<BTreeMap<String, bool>>,
+    pub(crate) policies: Option<Policies>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub(super) struct BatchSize {
-    pub(super) max_message_count: Option<Text>,
-    pub(super) absolute_max_bytes: Option<Text>,
-    pub(super) preferred_max_bytes: Option<Text>,
+pub(crate) struct BatchSize {
+    pub(crate) max_message_count: Option<Text>,
+    pub(crate) absolute_max_bytes: Option<Text>,
+    pub(crate) preferred_max_bytes: Option<Text>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub(super) struct EtcdRaft {
-    pub(super) consenters: Option<Vec<Consenter>>,
-    pub(super) options: Option<RaftOptions>,
+pub(crate) struct EtcdRaft {
+    pub(crate) consenters: Option<Vec<Consenter>>,
+    pub(crate) options: Option<RaftOptions>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub(super) struct Consenter {
-    pub(super) host: Option<String>,
-    pub(super) port: Option<u16>,
+pub(crate) struct Consenter {
+    pub(crate) host: Option<String>,
+    pub(crate) port: Option<u16>,
     #[serde(rename = "ClientTLSCert")]
-    pub(super) client_tls_cert: Option<String>,
+    pub(crate) client_tls_cert: Option<String>,
     #[serde(rename = "ServerTLSCert")]
-    pub(super) server_tls_cert: Option<String>,
+    pub(crate) server_tls_cert: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub(super) struct RaftOptions {
-    pub(super) tick_interval: Option<Text>,
-    pub(super) election_tick: Option<Text>,
-    pub(super) heartbeat_tick: Option<Text>,
-    pub(super) max_inflight_blocks: Option<Text>,
-    pub(super) snapshot_interval_size: Option<Text>,
+pub(crate) struct RaftOptions {
+    pub(crate) tick_interval: Option<Text>,
+    pub(crate) election_tick: Option<Text>,
+    pub(crate) heartbeat_tick: Option<Text>,
+    pub(crate) max_inflight_blocks: Option<Text>,
+    pub(crate) snapshot_interval_size: Option<Text>,
 }
 
 /// A number or a text, as it is written: `10`, `64 KB`, `200ms`.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Text(pub(super) String);
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Text(pub(crate) String);
 
 impl<'de> Deserialize<'de> for Text {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -243,6 +243,18 @@ fn certificate(pem: &[u8]) -> Option<String> {
     Some(format!("{} (until {until})", certificate.subject()))
 }
 
+/// The serial number of the certificate that a JSON text holds: renewed ones differ in nothing else that is shown.
+pub(super) fn serial(value: &Value) -> Option<String> {
+    let pem = STANDARD.decode(value.as_str()?).ok()?;
+    let pem = Pem::iter_from_buffer(&pem).next()?.ok()?;
+    Some(
+        pem.parse_x509()
+            .ok()?
+            .tbs_certificate
+            .raw_serial_as_string(),
+    )
+}
+
 #[derive(Default)]
 struct Tree {
     text: String,
@@ -294,7 +306,7 @@ impl Tree {
     }
 }
 
-fn inline(value: &Value) -> String {
+pub(super) fn inline(value: &Value) -> String {
     let Value::String(text) = value else {
         return value.to_string();
     };
@@ -314,7 +326,7 @@ fn inline(value: &Value) -> String {
 }
 
 /// A policy in the language of configtx.yaml; none if the value is no policy, or one that the language lacks.
-fn policy(value: &Value) -> Option<String> {
+pub(super) fn policy(value: &Value) -> Option<String> {
     let inner = value.get("value")?;
     value.get("type")?;
     if let (Some(rule), Some(sub_policy)) = (inner.get("rule"), inner.get("sub_policy")) {

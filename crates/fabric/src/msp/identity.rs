@@ -342,6 +342,35 @@ pub(crate) enum Principal {
     Unreadable(String),
 }
 
+/// As policies are written: `OrdererMSP.admin`.
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Role { msp_id, role } => match MspRoleType::try_from(*role) {
+                Ok(role) => write!(f, "{msp_id}.{}", role.as_str_name().to_lowercase()),
+                Err(_) => write!(f, "{msp_id} in the unknown role {role}"),
+            },
+            Self::Unit { msp_id, name, .. } => write!(f, "a member of unit {name} of {msp_id}"),
+            Self::Identity(serialized) => match SerializedIdentity::decode(&serialized[..]) {
+                Ok(identity) => match Certificate::from_pem(&identity.id_bytes) {
+                    Ok(certificate) => write!(f, "{}: {}", identity.mspid, certificate.subject()),
+                    Err(_) => write!(f, "one identity of {}", identity.mspid),
+                },
+                Err(_) => f.write_str("an identity that cannot be read"),
+            },
+            Self::Anonymity(_) => f.write_str("anybody who is named"),
+            Self::Combined(principals) => {
+                for (index, principal) in principals.iter().enumerate() {
+                    let and = if index == 0 { "" } else { " and also " };
+                    write!(f, "{and}{principal}")?;
+                }
+                Ok(())
+            }
+            Self::Unreadable(why) => write!(f, "nobody, for the principal cannot be read ({why})"),
+        }
+    }
+}
+
 impl Principal {
     pub(crate) fn read(principal: &MspPrincipal) -> Self {
         Self::read_nested(principal, 0).unwrap_or_else(Self::Unreadable)

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use prost::Message as _;
 
+use super::requirement::Requirement;
 use crate::msp::{GO_PROTO_MALFORMED, Identity, Principal};
 use crate::proto::common::signature_policy::Type;
 use crate::proto::common::{SignaturePolicy as Definition, SignaturePolicyEnvelope};
@@ -42,6 +43,48 @@ impl SignaturePolicy {
     pub(super) fn is_satisfied(&self, signers: &[Arc<Identity>]) -> bool {
         let mut used = vec![false; signers.len()];
         self.is_met(&self.rule, signers, &mut used)
+    }
+
+    /// What it asks for, and how much of it these signers give.
+    pub(super) fn requirement(&self, name: String, signers: &[Arc<Identity>]) -> Requirement {
+        let mut used = vec![false; signers.len()];
+        Requirement {
+            name,
+            ..self.rule_requirement(&self.rule, signers, &mut used)
+        }
+    }
+
+    fn rule_requirement(
+        &self,
+        rule: &Rule,
+        signers: &[Arc<Identity>],
+        used: &mut Vec<bool>,
+    ) -> Requirement {
+        match rule {
+            Rule::SignedBy(index) => {
+                let principal = &self.principals[*index];
+                let found = (0..signers.len()).find(|at| !used[*at] && signers[*at].is(principal));
+                if let Some(at) = found {
+                    used[at] = true;
+                }
+                Requirement::signature_of(principal.to_string(), found.is_some())
+            }
+            Rule::OutOf(required, rules) => {
+                let parts = rules
+                    .iter()
+                    .map(|rule| {
+                        let mut tried = used.clone();
+                        let part = self.rule_requirement(rule, signers, &mut tried);
+                        if part.met {
+                            *used = tried;
+                        }
+                        part
+                    })
+                    .collect();
+                let required = usize::try_from(*required).unwrap_or_default();
+                Requirement::out_of(String::new(), required, parts)
+            }
+        }
     }
 
     /// A signer is taken by the first rule that asks for him, as Fabric does it: the order of the rules matters, and a

@@ -23,6 +23,10 @@ pub struct Surroundings {
     pub services: Vec<Party>,
     /// The network map: every party that can be addressed, by legal name.
     pub parties: BTreeMap<X500Name, Party>,
+    /// The nodes that provide a service together, by its name: any of them may be asked.
+    pub providers: BTreeMap<X500Name, Vec<X500Name>>,
+    /// How long a flow waits for a service before it asks another of its nodes.
+    pub flow_timeout: FlowTimeout,
     /// The network's notaries.
     pub notaries: Vec<NotaryInfo>,
     /// Hash of the network parameters in force.
@@ -37,6 +41,14 @@ impl Surroundings {
         std::iter::once(&self.me)
             .chain(&self.services)
             .find(|party| party.name == *name)
+    }
+
+    /// The nodes that answer for a party: for a service those that provide it, else itself.
+    pub(crate) fn answering(&self, party: &X500Name) -> Vec<X500Name> {
+        match self.providers.get(party) {
+            Some(nodes) if !nodes.is_empty() => nodes.clone(),
+            _ => vec![party.clone()],
+        }
     }
 
     pub(crate) fn party_of_key(&self, key: &PublicKey) -> Option<&Party> {
@@ -57,6 +69,42 @@ impl Surroundings {
                 .map(|notary| &notary.identity)
                 .find(|party| party.name == *name)
         })
+    }
+}
+
+/// When a flow that waits for a service (a notary) asks another node of that service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FlowTimeout {
+    /// How long it waits the first time, before jitter.
+    pub timeout: Duration,
+    /// After so many times the wait grows no more. A request is never given up: it may have been granted already.
+    pub max_restart_count: u32,
+    /// By what the wait is multiplied each time; at least 1.
+    pub backoff_base: f64,
+}
+
+impl Default for FlowTimeout {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(30),
+            max_restart_count: 6,
+            backoff_base: 1.8,
+        }
+    }
+}
+
+/// The longest wait for a service, whatever the configuration multiplies.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+
+impl FlowTimeout {
+    /// How long the wait number `attempt` (from 0) lasts. `salt` makes it up to half as long again, so that those who
+    /// lost the same node do not come back together.
+    pub(crate) fn wait(&self, attempt: u32, salt: u8) -> Duration {
+        let growths = attempt.min(self.max_restart_count).min(MAX_GROWTHS);
+        let factor = self.backoff_base.max(1.0).powi(growths as i32);
+        let seconds = self.timeout.as_secs_f64() * factor * (1.0 + 0.5 * f64::from(salt) / 255.0);
+        Duration::try_from_secs_f64(seconds)
+            .map_or(LONGEST_TIMEOUT, |wait| wait.min(LONGEST_TIMEOUT))
     }
 }
 

@@ -38,7 +38,8 @@ use crate::message::Owner;
 use crate::registry::{Body, FlowRegistry};
 
 pub use interface::{
-    Action, Event, FlowView, Limits, RetryPolicy, SigningRetries, StartRefused, Surroundings,
+    Action, Event, FlowTimeout, FlowView, Limits, RetryPolicy, SigningRetries, StartRefused,
+    Surroundings,
 };
 use mail::{Held, Strays};
 use run::{Active, Base, Header, Run, lock, read_journal};

@@ -402,8 +402,11 @@ impl Machine {
             Waits::Host(_) => return,
             Waits::Time { until } => (until <= now).then_some(Reply::Done),
             Waits::Mail {
-                session, within, ..
-            } => cell.take_mail(session).or_else(|| {
+                session,
+                within,
+                earlier,
+                ..
+            } => cell.take_mail_of(session, &earlier).or_else(|| {
                 until.filter(|until| *until <= now)?;
                 let peer = cell.sessions.get(&session)?.peer.clone();
                 let milliseconds = within.map_or(0, |w| w.as_millis() as u64);

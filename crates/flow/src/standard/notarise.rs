@@ -26,9 +26,14 @@ pub const VALIDATING_NOTARISE: &str = "quorate.NotariseValidating";
 /// An overloaded notary is asked again after this time at the latest, whatever it says.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
+/// Requests to other nodes of a notary that are left open when one more is made: whichever answers first will do.
+const MAX_EARLIER: usize = 8;
+
 /// The notary's signatures over a transaction, which has all others.
 ///
-/// It waits as long as it takes: the request is durable, and asking again is answered the same.
+/// It waits as long as it takes: the request is durable, and asking again is answered the same. If several nodes provide
+/// the notary, one is asked after the other, each time after the time of
+/// [`FlowTimeout`](crate::FlowTimeout).
 pub async fn notarise(
     ctx: &Context,
     transaction: &SignedTransaction,
@@ -52,6 +57,8 @@ pub async fn notarise(
         })?
         .validating;
     let request_signature = ctx.sign_notarisation(NotarisationRequest::of(wire)).await?;
+    let mut attempt = 0;
+    let mut earlier: Vec<Session> = Vec::new();
     loop {
         let payload = if validating {
             NotarisationPayload::Full {
@@ -73,10 +80,25 @@ pub async fn notarise(
         };
         let session = ctx.session_for(&notary.name, name).await?;
         session.send_bytes(message.encode()).await?;
-        if validating {
-            serve(ctx, &session, transaction).await?;
-        }
-        let bytes = session.receive_bytes().await?;
+        let before = earlier.iter().map(Session::id).collect();
+        let session = session.in_a_hurry(&notary.name, attempt, before);
+        let bytes = match answer_to(ctx, &session, transaction, validating).await {
+            Err(FlowError::TimedOut { .. }) => {
+                // The node may be gone for good, and there are others. Its answer counts if it comes after all, unless
+                // it is a conversation.
+                attempt = attempt.saturating_add(1);
+                if validating {
+                    session.close().await?;
+                } else {
+                    earlier.push(session);
+                    if earlier.len() > MAX_EARLIER {
+                        earlier.remove(0).close().await?;
+                    }
+                }
+                continue;
+            }
+            answered => answered?,
+        };
         let answer = NotarisationAnswer::decode(&bytes)
             .map_err(|error| session.malformed("a notary's answer", error))?;
         match answer {
@@ -104,6 +126,19 @@ pub async fn notarise(
     }
 }
 
+/// What the notary says to a request that was sent.
+async fn answer_to(
+    ctx: &Context,
+    session: &Session,
+    transaction: &SignedTransaction,
+    validating: bool,
+) -> Result<Vec<u8>, FlowError> {
+    if validating {
+        serve(ctx, session, transaction).await?;
+    }
+    session.receive_bytes().await
+}
+
 /// A validating notary's answer: verify everything, then commit.
 pub(super) struct ValidatingNotarise;
 
@@ -121,12 +156,20 @@ impl Responder for ValidatingNotarise {
         let transaction = tx.clone();
         // Nobody's history is fetched and kept for a transaction that is not ours to notarise.
         let me = ctx.me();
-        let ours = ctx
+        let notary = transaction.wire().notary();
+        let validates = ctx
             .notaries()
             .await?
             .into_iter()
-            .any(|notary| notary.identity == me && notary.validating);
-        if !ours || transaction.wire().notary() != Some(&me) {
+            .any(|known| Some(&known.identity) == notary && known.validating);
+        // The request may be addressed to the notary or to the node that is one of those which provide it.
+        let ours = match notary {
+            Some(notary) if validates => {
+                *notary == me || ctx.services().await?.contains(&notary.name)
+            }
+            _ => false,
+        };
+        if !ours {
             let why = format!(
                 "{} is not the validating notary of this transaction",
                 me.name

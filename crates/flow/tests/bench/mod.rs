@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use quorate_flow::{
     Action, App, Checkpoint, Context, Envelope, Event, Finality, Flow, FlowError, FlowId,
-    FlowRegistry, FlowStart, HostRequest, InboxId, Limits, LockTarget, Machine, Origin, Owner,
-    Responder, RetryPolicy, Session, SessionId, SessionMessage, SignaturePolicy, StatesToRecord,
-    StepCommit, Surroundings,
+    FlowRegistry, FlowStart, FlowTimeout, HostRequest, InboxId, Limits, LockTarget, Machine,
+    Origin, Owner, Responder, RetryPolicy, Session, SessionId, SessionMessage, SignaturePolicy,
+    StatesToRecord, StepCommit, Surroundings, standard,
 };
 use quorate_identity::{KeyPair, Party, SecureHash, X500Name};
 use quorate_ledger::network::NotaryInfo;
@@ -54,16 +54,21 @@ pub(crate) enum Op {
     Progress(String),
     Fail(String),
     Care(String),
+    Notarise,
     Panic(String),
 }
 
 pub(crate) fn party(organisation: &str) -> Party {
-    let mut seed = [7; 32];
-    seed[..organisation.len()].copy_from_slice(organisation.as_bytes());
     Party {
         name: name(organisation),
-        owning_key: KeyPair::ed25519_from_seed(&seed).public().clone(),
+        owning_key: key(organisation).public().clone(),
     }
+}
+
+pub(crate) fn key(organisation: &str) -> KeyPair {
+    let mut seed = [7; 32];
+    seed[..organisation.len()].copy_from_slice(organisation.as_bytes());
+    KeyPair::ed25519_from_seed(&seed)
 }
 
 pub(crate) fn name(organisation: &str) -> X500Name {
@@ -135,6 +140,10 @@ async fn perform(
             Op::Lock => {
                 let locked = ctx.lock_states(Criteria::All, LockTarget::Count(1), 1);
                 format!("{:?}", locked.await.map(|states| states.len()))
+            }
+            Op::Notarise => {
+                let signed = standard::notarise(ctx, &transaction()).await;
+                format!("{:?}", signed.map(|signatures| signatures.len()))
             }
             Op::Query => {
                 let page = ctx.query(VaultQuery::new(Criteria::All)).await;
@@ -278,13 +287,16 @@ impl Bench {
         Self::with(registry())
     }
 
-    pub(crate) fn with(registry: FlowRegistry) -> Self {
-        let surroundings = Surroundings {
+    /// What its flows see of the network, unless a test changes it.
+    pub(crate) fn surroundings() -> Surroundings {
+        Surroundings {
             me: party("Me"),
             services: Vec::new(),
             parties: ["Me", "You", "Other"]
                 .map(|who| (name(who), party(who)))
                 .into(),
+            providers: BTreeMap::new(),
+            flow_timeout: FlowTimeout::default(),
             notaries: vec![NotaryInfo {
                 identity: party("Notary"),
                 validating: false,
@@ -294,7 +306,10 @@ impl Bench {
                 "bench.Things".to_owned(),
                 SecureHash::of(b"bench.Things"),
             )]),
-        };
+        }
+    }
+
+    pub(crate) fn with(registry: FlowRegistry) -> Self {
         let owner = Owner {
             instance: "host:/opt/quorate".to_owned(),
             generation: 4,
@@ -303,7 +318,7 @@ impl Bench {
             attempts: 3,
             ..RetryPolicy::default()
         };
-        let surroundings = Arc::new(surroundings);
+        let surroundings = Arc::new(Self::surroundings());
         Self {
             machine: Machine::new(Arc::new(registry), surroundings, owner, LIMITS, retries),
             now: Timestamp::from_seconds(1_750_000_000),

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use quorate_flow::standard::{NOTARISE, Standard};
 use quorate_flow::{
-    Action, App, ClientId, Envelope, Event, FlowId, FlowRegistry, FlowStart, FlowStatus, HostError,
-    HostRequest, InboxId, Limits, Machine, Origin, Owner, RetryPolicy, SessionMessage,
-    StartRefused, StepCommit, Surroundings,
+    Action, App, ClientId, Envelope, Event, FlowId, FlowRegistry, FlowStart, FlowStatus,
+    FlowTimeout, HostError, HostRequest, InboxId, Limits, Machine, Origin, Owner, RetryPolicy,
+    SessionMessage, StartRefused, StepCommit, Surroundings,
 };
 use quorate_identity::X500Name;
 use quorate_ledger::network::NotaryInfo;
@@ -375,6 +375,8 @@ impl World {
             parties: (0..NODES)
                 .map(|n| (self.name(n).clone(), party(n)))
                 .collect(),
+            providers: BTreeMap::new(),
+            flow_timeout: FlowTimeout::default(),
             notaries: vec![NotaryInfo {
                 identity: cast().notary.clone(),
                 validating: self.validating,

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 
 use quorate_flow::{
-    App, Context, Finality, Flow, FlowRegistry, Limits, Owner, Recording, RetryPolicy, SideEffect,
-    StatesToRecord,
+    App, Context, Finality, Flow, FlowRegistry, FlowTimeout, Limits, Owner, Recording, RetryPolicy,
+    SideEffect, StatesToRecord,
 };
 use quorate_identity::{
     CertificateAuthority, KeyPair, NodeKeys, Party, SecureHash, SignatureScheme, UnixTime, X500Name,
@@ -156,7 +156,11 @@ impl World {
         });
         let machine = Machine::new(
             Arc::clone(&applications.registry),
-            Arc::new(network.borrow().surroundings(BTreeMap::new())),
+            Arc::new(
+                network
+                    .borrow()
+                    .surroundings(BTreeMap::new(), FlowTimeout::default()),
+            ),
             owner,
             Limits::default(),
             RetryPolicy::default(),

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use quorate_flow::Surroundings;
+use quorate_flow::{FlowTimeout, Surroundings};
 use quorate_identity::{Party, SecureHash, X500Name};
 use quorate_ledger::network::{NetworkParameters, NodeInfo, NotaryInfo};
 use quorate_messaging::{HostAndPort, MAX_ADDRESSES_PER_PEER};
@@ -267,9 +267,14 @@ impl NetworkSnapshot {
         )
     }
 
-    /// What flows see of the network; `contracts` are the installed ones with the hashes of their code.
+    /// What flows see of the network; `contracts` are the installed ones with the hashes of their code, `flow_timeout` is
+    /// the configured one.
     #[must_use]
-    pub fn surroundings(&self, contracts: BTreeMap<String, SecureHash>) -> Surroundings {
+    pub fn surroundings(
+        &self,
+        contracts: BTreeMap<String, SecureHash>,
+        flow_timeout: FlowTimeout,
+    ) -> Surroundings {
         let own = self.own();
         let services = own.parties().skip(1);
         Surroundings {
@@ -278,6 +283,8 @@ impl NetworkSnapshot {
                 .filter(|service| self.party(&service.name) == Some(service))
                 .collect(),
             parties: self.parties.clone(),
+            providers: self.providers.clone(),
+            flow_timeout,
             notaries: self.parameters.notaries.clone(),
             parameters: Some(self.parameters_hash),
             contracts,

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use quorate_consensus::{Committed, CommittedKind, Membership, Snapshot};
 use quorate_fabric::block;
-use quorate_fabric::config::{ChannelConfig, raft_config};
+use quorate_fabric::config::{ChannelConfig, ConfigError, CreatedChannel, raft_config};
 use quorate_fabric::envelope::{EnvelopeParts, RawEnvelope};
 use quorate_fabric::proto::common::{Block, ConfigEnvelope, HeaderType};
 use tracing::{debug, info, warn};
@@ -34,17 +34,38 @@ pub(super) struct CatchUp {
     pub(super) held: VecDeque<Committed>,
 }
 
-/// The configuration that a block carries, if it is a configuration block of its channel.
-pub(super) fn config_of(block: &Block) -> Option<ConfigEnvelope> {
-    let [envelope] = block.data.as_ref()?.data.as_slice() else {
-        return None;
-    };
-    let envelope = RawEnvelope::decode(envelope.clone()).ok()?;
-    let parts = EnvelopeParts::parse(&envelope).ok()?;
-    if !parts.channel_header.is(HeaderType::Config) {
-        return None;
+/// What a block does besides holding messages.
+enum Content {
+    /// Nothing.
+    Messages,
+    /// It changes the channel's configuration.
+    Config(ConfigEnvelope),
+    /// It brings another channel into being.
+    Creation(Box<CreatedChannel>),
+}
+
+impl Content {
+    fn of(block: &Block) -> Result<Self, ConfigError> {
+        let envelopes = block.data.as_ref().map_or(&[][..], |data| &data.data);
+        let [envelope] = envelopes else {
+            return Ok(Self::Messages);
+        };
+        let Ok(envelope) = RawEnvelope::decode(envelope.clone()) else {
+            return Ok(Self::Messages);
+        };
+        let Ok(parts) = EnvelopeParts::parse(&envelope) else {
+            return Ok(Self::Messages);
+        };
+        if parts.channel_header.is(HeaderType::Config) {
+            let config = ConfigEnvelope::decode(parts.data);
+            return Ok(config.map_or(Self::Messages, Self::Config));
+        }
+        if parts.channel_header.is(HeaderType::OrdererTransaction) {
+            let created = CreatedChannel::from_parts(&parts)?;
+            return Ok(Self::Creation(Box::new(created)));
+        }
+        Ok(Self::Messages)
     }
-    ConfigEnvelope::decode(parts.data).ok()
 }
 
 impl Channel {
@@ -107,9 +128,8 @@ impl Channel {
             .as_ref()
             .map(|data| data.data.clone())
             .unwrap_or_default();
-        let config = config_of(&block);
-        let step = match config.map(|config| self.next_config(&config)).transpose() {
-            Ok(step) => step,
+        let (step, created) = match self.content(&block) {
+            Ok(content) => content,
             Err(reason) => {
                 return self.fail(format!(
                     "the configuration block {number} cannot be applied: {reason}"
@@ -145,13 +165,40 @@ impl Channel {
         info!(target: LOG, channel = %self.name, node = self.raft_id,
             "Writing block [{number}] (Raft index: {index}) to ledger");
         self.tip = Tip::of(&stored);
+        let created = created.map(|created| self.create(created));
         self.out.push(Action::Append(stored));
         let hash = self.tip.hash;
         self.settle(number, &hash, &envelopes);
         if let Some(step) = step {
             self.adopt(step);
         }
+        if let Some(update) = created {
+            self.settle_update(&update);
+        }
         self.snapshot_by_size(index, number, data);
+    }
+
+    /// What a block changes here, and the channel that it brings into being.
+    fn content(
+        &self,
+        block: &Block,
+    ) -> Result<(Option<ConfigStep>, Option<Box<CreatedChannel>>), String> {
+        match Content::of(block).map_err(|error| error.to_string())? {
+            Content::Config(config) => Ok((Some(self.next_config(&config)?), None)),
+            Content::Creation(created) if self.config.consortiums().is_some() => {
+                Ok((None, Some(created)))
+            }
+            // To an application channel it is a message like any other.
+            Content::Creation(_) | Content::Messages => Ok((None, None)),
+        }
+    }
+
+    /// Has a channel created before the block that says so is appended: should we die between the two, the block is
+    /// applied again, and finds the channel there. Answers what identifies the request.
+    fn create(&mut self, created: Box<CreatedChannel>) -> Vec<u8> {
+        let (update, _) = last_update(&created.config);
+        self.out.push(Action::CreateChannel(created));
+        update
     }
 
     /// What the configuration in a block makes of the present one.
@@ -397,8 +444,11 @@ impl Channel {
         let metadata = block::consenter_metadata(&block).map_err(|error| {
             format!("the metadata of the fetched block {number} cannot be read: {error}")
         })?;
-        let config = config_of(&block);
+        let (step, created) = self.content(&block).map_err(|reason| {
+            format!("the fetched configuration block {number} cannot be applied: {reason}")
+        })?;
         self.tip = Tip::of(&stored);
+        let created = created.map(|created| self.create(created));
         self.out.push(Action::Append(stored));
         if let Some(data) = &block.data {
             let hash = self.tip.hash;
@@ -407,13 +457,13 @@ impl Channel {
         if let Some(metadata) = &metadata {
             self.raft_index = metadata.raft_index;
         }
-        let Some(envelope) = config else {
+        if let Some(update) = created {
+            self.settle_update(&update);
+        }
+        let Some(mut step) = step else {
             return Ok(());
         };
         self.last_config = number;
-        let mut step = self.next_config(&envelope).map_err(|reason| {
-            format!("the fetched configuration block {number} cannot be applied: {reason}")
-        })?;
         if step.touches_consensus {
             step.consenters = Consenters::new(metadata.as_ref(), step.config.raft_metadata())
                 .map_err(|error| error.to_string())?;

@@ -25,7 +25,7 @@ use quorate_consensus::{
     CommittedKind, Group, GroupError, GroupState, Ready, Role, Snapshot, Write, eraftpb,
 };
 use quorate_fabric::block;
-use quorate_fabric::config::{ChannelConfig, ConfigError, raft_config};
+use quorate_fabric::config::{ChannelConfig, ConfigError, CreatedChannel, raft_config};
 use quorate_fabric::msp::Signer;
 use quorate_fabric::raftpb;
 use quorate_identity::UnixTime;
@@ -101,6 +101,10 @@ pub enum Event {
 pub enum Action {
     /// Append to the chain; readable at once.
     Append(StoredBlock),
+    /// Create a channel, before the block is appended that follows: its first block is durable, and it serves, when the
+    /// next action is performed. A channel that has blocks already is left alone: the action may come again after a
+    /// crash, and two blocks may ask for the same channel.
+    CreateChannel(Box<CreatedChannel>),
     /// Make all blocks appended so far durable, before the actions that follow.
     SyncBlocks,
     /// Give to the log. [`Event::Written`] with the number, if there is one, when it is durable.

@@ -321,7 +321,7 @@ impl Channel {
     }
 
     fn take_update(&mut self, ticket: Ticket, submission: Submission) {
-        let update = match checks::config_envelope(&submission.envelope) {
+        let update = match checks::config_within(&submission.envelope) {
             Ok(config) => consenters::last_update(&config).0,
             Err(refusal) => return self.reply(Some(ticket), Err(refusal.into())),
         };

@@ -14,6 +14,7 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use quorate_consensus::snapshots::SnapshotFiles;
 use quorate_consensus::{GroupId, Log};
+use quorate_fabric::config::CreatedChannel;
 use quorate_identity::UnixTime;
 use quorate_runtime::{Clock, Tasks};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -71,6 +72,13 @@ pub trait Replication: Send + Sync + 'static {
     fn evicted(&self) -> BoxFuture<'static, Option<u64>>;
 }
 
+/// Brings the channels into being that a system channel creates.
+pub trait Creation: Send + Sync + 'static {
+    /// Makes the channel's first block durable and starts the channel; both are done when this resolves. A channel that
+    /// has blocks already is left alone. Dropping the future may leave the block without the channel being started.
+    fn create(&self, channel: CreatedChannel) -> BoxFuture<'static, Result<(), String>>;
+}
+
 /// With what a channel is started.
 pub struct Start {
     /// The protocol's part.
@@ -87,6 +95,8 @@ pub struct Start {
     pub peers: Arc<dyn Peers>,
     /// Blocks from elsewhere.
     pub replication: Arc<dyn Replication>,
+    /// Creates channels, if this is a system channel.
+    pub creation: Option<Arc<dyn Creation>>,
     /// The time.
     pub clock: Clock,
     /// What operators see.
@@ -149,6 +159,14 @@ impl Shared {
     }
 }
 
+/// Why a channel's task ends.
+enum Stop {
+    /// It was asked to.
+    Asked,
+    /// The channel says so.
+    Halted(Halt),
+}
+
 /// What answers to our own actions bring.
 enum Done {
     Written(u64),
@@ -197,6 +215,7 @@ pub fn start(start: Start, tasks: &Tasks) -> Result<ChannelHandle, SetupError> {
         snapshots: Arc::new(start.snapshots),
         peers: start.peers,
         replication: start.replication,
+        creation: start.creation,
         clock: start.clock,
         metrics: start.metrics,
         begun: start.begun,
@@ -243,6 +262,7 @@ struct Shell {
     snapshots: Arc<SnapshotFiles>,
     peers: Arc<dyn Peers>,
     replication: Arc<dyn Replication>,
+    creation: Option<Arc<dyn Creation>>,
     clock: Clock,
     metrics: ChannelMetrics,
     begun: Option<Box<dyn FnOnce() + Send>>,
@@ -271,11 +291,15 @@ impl Shell {
         let mut received = Vec::with_capacity(MAX_MESSAGES_AT_ONCE);
         loop {
             // Whatever was decided so far is performed before anything else is waited for.
-            if let Some(halt) = self.perform().await {
-                info!(target: LOG, channel = %self.name, node = self.core.raft_id(),
-                    "Raft node stopped");
-                self.halted.send_replace(Some(halt));
-                break;
+            match self.perform(&shutdown).await {
+                Ok(()) => {}
+                Err(Stop::Asked) => break,
+                Err(Stop::Halted(halt)) => {
+                    info!(target: LOG, channel = %self.name, node = self.core.raft_id(),
+                        "Raft node stopped");
+                    self.halted.send_replace(Some(halt));
+                    break;
+                }
             }
             let deadline = self.core.deadline();
             let wait = deadline.saturating_sub(self.clock.monotonic());
@@ -364,15 +388,26 @@ impl Shell {
         });
     }
 
-    /// Performs everything that is to be done now, in order. Answers why the channel has to stop, if it has to.
-    async fn perform(&mut self) -> Option<Halt> {
+    /// Performs everything that is to be done now, in order.
+    ///
+    /// # Errors
+    /// Why the channel has to stop.
+    async fn perform(&mut self, shutdown: &quorate_runtime::Shutdown) -> Result<(), Stop> {
         let mut halt = None;
         for action in self.core.actions() {
             match action {
                 Action::Append(block) => {
                     // Writing to the file cache takes far less time than giving the work away would.
                     if let Err(failure) = self.store.append(&block) {
-                        return Some(self.store_failed(&failure));
+                        return Err(Stop::Halted(self.store_failed(&failure)));
+                    }
+                }
+                Action::CreateChannel(created) => {
+                    let created = self.create(*created);
+                    tokio::select! {
+                        outcome = created => outcome.map_err(Stop::Halted)?,
+                        // Whoever stops us may be the one who would start the new channel.
+                        () = shutdown.requested() => return Err(Stop::Asked),
                     }
                 }
                 Action::SyncBlocks => {
@@ -381,8 +416,12 @@ impl Shell {
                         .await
                     {
                         Ok(Ok(_)) => {}
-                        Ok(Err(failure)) => return Some(self.store_failed(&failure)),
-                        Err(failure) => return Some(Halt::Failed(failure.to_string())),
+                        Ok(Err(failure)) => {
+                            return Err(Stop::Halted(self.store_failed(&failure)));
+                        }
+                        Err(failure) => {
+                            return Err(Stop::Halted(Halt::Failed(failure.to_string())));
+                        }
                     }
                 }
                 Action::Persist { number, write } => {
@@ -474,7 +513,21 @@ impl Shell {
         let gauges = self.core.gauges();
         self.metrics.show(&self.name, &self.gauges, &gauges);
         self.gauges = gauges;
-        halt
+        halt.map_or(Ok(()), |halt| Err(Stop::Halted(halt)))
+    }
+
+    /// Has a channel created that a block asks for, which is appended afterwards.
+    async fn create(&mut self, created: CreatedChannel) -> Result<(), Halt> {
+        let name = created.channel_id.clone();
+        let outcome = match &self.creation {
+            Some(creation) => creation.create(created).await,
+            None => Err("nobody here creates channels".to_owned()),
+        };
+        outcome.map_err(|reason| {
+            error!(target: LOG, channel = %self.name, node = self.core.raft_id(),
+                "The channel stops: channel {name} cannot be created: {reason}");
+            Halt::Failed(format!("channel {name} cannot be created: {reason}"))
+        })
     }
 
     fn store_failed(&self, failure: &crate::store::StoreError) -> Halt {

@@ -46,10 +46,11 @@ pub(super) fn fails_if_not_ready(seek: &SeekInfo) -> bool {
     seek.behavior == SeekBehavior::FailIfNotReady as i32
 }
 
-/// The first block and the stop.
+/// The first block and the stop, where the blocks from `oldest` up to the height are there.
 pub(super) fn resolve(
     start: &SeekPosition,
     stop: &SeekPosition,
+    oldest: u64,
     height: u64,
 ) -> Result<(Range, Stop), SeekError> {
     let not_found = |reason: &str| SeekError {
@@ -57,7 +58,7 @@ pub(super) fn resolve(
         reason: reason.to_owned(),
     };
     let first = match &start.r#type {
-        Some(Type::Oldest(_)) => 0,
+        Some(Type::Oldest(_)) => oldest,
         Some(Type::Newest(_)) => height
             .checked_sub(1)
             .ok_or_else(|| not_found("there is no block"))?,

@@ -26,6 +26,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::*;
+use crate::grpc::Position;
 use crate::listener::{Peer, PeerCertificate};
 use crate::metrics::OrdererMetrics;
 use crate::store::Ledgers;
@@ -103,8 +104,12 @@ struct Node {
 
 impl Node {
     fn new(genesis: &[(&str, &str)]) -> Self {
+        Self::with_files_of(64 << 20, genesis)
+    }
+
+    fn with_files_of(bytes: u64, genesis: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let ledgers = Ledgers::open(folder.path()).unwrap();
+        let ledgers = Ledgers::open_with(folder.path(), bytes, None).unwrap();
         let mut channels = Fakes::default();
         for (id, path) in genesis {
             let block = Block::decode(read(path)).unwrap();
@@ -494,6 +499,69 @@ async fn old_blocks_come_from_the_disk_and_everything_is_counted() {
 }
 
 #[tokio::test]
+async fn pruned_blocks_are_not_found_and_the_oldest_is_the_first_that_is_there() {
+    let user = "crypto/peerOrganizations/org1.test/users/User1@org1.test/msp";
+    let signer = quorate_fabric::msp::SigningIdentity::from_pem(
+        "Org1MSP",
+        &read(&format!("{user}/signcerts/User1@org1.test-cert.pem")),
+        &read(&format!("{user}/keystore/priv_sk")),
+    )
+    .unwrap();
+    let now = 1_800_000_000_123_456;
+    let node = Node::with_files_of(2000, &[("fixture", "genesis/fixture.block")]);
+    let channel = node.channel("fixture");
+    channel.grow(100);
+    channel.store.sync().unwrap();
+    // A client that reads while older blocks go.
+    let request = |from: Position, to: Position| {
+        let request = crate::grpc::SeekRequest::new("fixture", from, to);
+        request.sign(&signer, b"a nonce", now).unwrap()
+    };
+    let mut reading = node.call(options(), Clock::manual(now).0, None);
+    reading.say(request(Position::Number(0), Position::Number(99)));
+    assert_eq!(reading.hear().await, Heard::Block(0));
+
+    let first = channel.store.prune(60).unwrap().first;
+    assert!(first > 40, "{first}");
+    assert_eq!(reading.hear().await, Heard::Status(404));
+    assert_eq!(reading.hear().await, Heard::End);
+
+    for (from, to, expected) in [
+        (
+            Position::Oldest,
+            Position::Oldest,
+            vec![Heard::Block(first), Heard::Status(200)],
+        ),
+        (
+            Position::Number(0),
+            Position::Number(0),
+            vec![Heard::Block(0), Heard::Status(200)],
+        ),
+        (
+            Position::Number(7),
+            Position::Newest,
+            vec![Heard::Status(404), Heard::End],
+        ),
+        (
+            Position::Number(first - 1),
+            Position::Newest,
+            vec![Heard::Status(404), Heard::End],
+        ),
+        (
+            Position::Number(99),
+            Position::Newest,
+            vec![Heard::Block(99), Heard::Status(200)],
+        ),
+    ] {
+        let mut talk = node.call(options(), Clock::manual(now).0, None);
+        talk.say(request(from, to));
+        for expected in expected {
+            assert_eq!(talk.hear().await, expected, "{from:?} to {to:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_follows_an_error_of_the_connection_is_nothing() {
     let node = Node::new(&[]);
     let mut talk = node.call(options(), Clock::manual(0).0, None);
@@ -569,7 +637,7 @@ fn ranges_begin_at_or_below_the_height() {
     for height in [0, 1, 2, 10] {
         for start in positions(height) {
             for stop in positions(height) {
-                match seek::resolve(&start, &stop, height) {
+                match seek::resolve(&start, &stop, 0, height) {
                     Ok((range, _)) => assert!(range.next.unwrap() <= height),
                     Err(error) => assert!(
                         [Status::NotFound, Status::BadRequest].contains(&error.status),
@@ -582,7 +650,7 @@ fn ranges_begin_at_or_below_the_height() {
     // Newest in an empty ledger: there is no such block.
     let newest = position(Some(Type::Newest(SeekNewest {})));
     assert_eq!(
-        seek::resolve(&newest, &newest, 0).unwrap_err().status,
+        seek::resolve(&newest, &newest, 0, 0).unwrap_err().status,
         Status::NotFound
     );
 }
@@ -622,7 +690,7 @@ async fn any_bytes_as_a_request_are_answered() {
 /// Requests of our own making, through the service's gRPC and back.
 #[tokio::test]
 async fn our_own_requests_are_answered_over_grpc() {
-    use crate::grpc::{AtomicBroadcastClient, AtomicBroadcastServer, Position, SeekRequest};
+    use crate::grpc::{AtomicBroadcastClient, AtomicBroadcastServer, SeekRequest};
 
     struct NoBroadcast;
     impl crate::grpc::Broadcast for NoBroadcast {

@@ -6,6 +6,7 @@ use quorate_consensus::snapshots::SnapshotFiles;
 use quorate_consensus::{Entries, Group, GroupError, LogError, Options as GroupOptions};
 use quorate_fabric::block;
 use quorate_fabric::config::{ChannelConfig, ConfigError, raft_config};
+use quorate_fabric::proto::common::BlockHeader;
 use quorate_runtime::Tasks;
 use quorate_runtime::tasks::blocking;
 
@@ -14,7 +15,7 @@ use super::wiring::{ChannelPeers, ChannelReplication};
 use super::{LOG, Premises};
 use crate::channel::consenters::{Consenters, ConsentersError};
 use crate::channel::core::{Setup, SetupError};
-use crate::channel::{ChannelHandle, ChannelMetrics, Start, start};
+use crate::channel::{ChannelHandle, ChannelMetrics, Creation, Start, start};
 use crate::store::{BlockStore, StoreError, StoredBlock};
 
 /// Bytes of entries in one append message to another consenter. One entry is a block, and a larger one travels alone.
@@ -120,13 +121,20 @@ impl Chain {
         Ok(consenters.find(|consenter| premises.is_ours(&consenter.server_tls_cert)))
     }
 
-    /// Starts our part in the channel as its consenter `raft_id`.
+    /// The header of the newest block.
+    pub(super) fn newest_header(&self) -> BlockHeader {
+        self.newest.header().clone()
+    }
+
+    /// Starts our part in the channel as its consenter `raft_id`; `creation` creates channels if it is a system channel.
     pub(super) fn serve(
         self,
         raft_id: u64,
         premises: &Arc<Premises>,
+        creation: Arc<dyn Creation>,
         tasks: &Tasks,
     ) -> Result<ChannelHandle, StartError> {
+        let creation = self.config.consortiums().map(|_| creation);
         let name = self.config.channel_id().to_owned();
         let metadata = self.metadata()?;
         let raft_index = metadata.as_ref().map_or(0, |metadata| metadata.raft_index);
@@ -201,6 +209,7 @@ impl Chain {
                 snapshots,
                 peers,
                 replication,
+                creation,
                 clock: premises.clock.clone(),
                 metrics: ChannelMetrics::of(&premises.metrics),
                 begun: Some(Box::new(begun)),

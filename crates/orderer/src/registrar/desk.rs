@@ -16,14 +16,16 @@ use tracing::{error, info, warn};
 use super::consenter::{Chain, StartError};
 use super::incarnation::IncarnationError;
 use super::join::JoinBlock;
-use super::{Consenter, LOG, Part, Premises, RegistrarError, Table, describe};
+use super::system::ChannelCreation;
+use super::{Consenter, Inactive, LOG, Part, Premises, RegistrarError, Table, describe};
 use crate::admin::{ChannelInfo, ChannelStatus, ConsensusRelation, JoinError, RemoveError};
-use crate::channel::{ChannelHandle, Halt};
-use crate::follower::{self, FollowerStart, Target};
+use crate::channel::{ChannelHandle, Creation, Halt};
+use crate::deliver::Channel as _;
+use crate::follower::{self, Follower, FollowerStart, Target};
 use crate::store::{BlockStore, StoreError};
 
 /// How long the tasks of a channel may take to stop before they are cut off, which loses nothing.
-const STOP_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// In clusters up to this size a leader is not asked for before blocks are delivered: Fabric does not, for one of two
 /// orderers could never deliver alone.
@@ -37,8 +39,12 @@ pub(super) enum Request {
     Remove(String, oneshot::Sender<Result<(), RemoveError>>),
     /// A consenter has stopped.
     Halted(String, Life, Halt),
-    /// A follower has become a consenter.
-    Promoted(String, Life),
+    /// A follower has ended, because it is to be a consenter, or because it was to come no further.
+    Followed(String, Life),
+    /// The system channel has created a channel, whose first block is on disk; answered when it is in the table.
+    Created(String, oneshot::Sender<()>),
+    /// A channel that is left to others seems to name us.
+    Wanted(String),
     /// A channel has been left, or could not be.
     Left(String, Life, Result<(), String>),
 }
@@ -47,17 +53,19 @@ pub(super) enum Request {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Life(u64);
 
-struct Entry {
-    part: Part,
+pub(super) struct Entry {
+    pub(super) part: Part,
     life: Life,
-    tasks: Tasks,
+    pub(super) tasks: Tasks,
 }
 
 pub(super) struct Desk {
-    premises: Arc<Premises>,
-    entries: BTreeMap<String, Entry>,
-    table: Arc<ArcSwap<Table>>,
-    requests: mpsc::Sender<Request>,
+    pub(super) premises: Arc<Premises>,
+    pub(super) entries: BTreeMap<String, Entry>,
+    /// The system channel's name.
+    pub(super) system: Option<String>,
+    pub(super) table: Arc<ArcSwap<Table>>,
+    pub(super) requests: mpsc::Sender<Request>,
     tasks: Tasks,
     lives: u64,
 }
@@ -72,6 +80,7 @@ impl Desk {
         Self {
             premises,
             entries: BTreeMap::new(),
+            system: None,
             table,
             requests,
             tasks: tasks.clone(),
@@ -81,6 +90,7 @@ impl Desk {
 
     /// Opens what is on disk.
     pub(super) async fn open(&mut self) -> Result<(), RegistrarError> {
+        self.open_system().await?;
         let premises = self.premises.clone();
         let (channels, joins) = blocking("reading the folder of ledgers", move || {
             let channels = premises.ledgers.channels()?;
@@ -88,21 +98,12 @@ impl Desk {
         })
         .await??;
         let names: BTreeSet<String> = channels.into_iter().chain(joins.keys().cloned()).collect();
-        for name in names.clone() {
-            let life = self.life();
-            let tasks = self.tasks.child(&format!("channel {name}"));
-            let part = match self.reopen(&name, joins.get(&name), life, &tasks).await {
-                Ok(Some(part)) => part,
-                Ok(None) => {
-                    warn!(target: LOG, channel = %name, "Channel {name} has neither blocks nor a block to join with; ignoring it");
-                    continue;
-                }
-                Err(reason) => {
-                    error!(target: LOG, channel = %name, "Channel {name} cannot be served: {reason}");
-                    failed(&name)
-                }
-            };
-            self.entries.insert(name, Entry { part, life, tasks });
+        // The system channel comes last: what it creates is to be compared with all that there is.
+        let is_system = |name: &String| self.system.as_ref() == Some(name);
+        let (system, others): (Vec<String>, Vec<String>) =
+            names.iter().cloned().partition(is_system);
+        for name in others.into_iter().chain(system) {
+            self.open_channel(&name, joins.get(&name)).await;
         }
         let kept = self.forget_strangers(names).await?;
         // Groups of channels that were left when the process died in the midst of it.
@@ -114,9 +115,35 @@ impl Desk {
             self.premises.log.remove(group, Box::new(|_| ()));
         }
         self.publish();
-        // Scripts look for Fabric's beginning of it.
-        info!(target: LOG, "Registrar initializing without a system channel, number of application channels: {}", self.entries.len());
+        match &self.system {
+            // Scripts look for Fabric's beginning of it.
+            None => {
+                info!(target: LOG, "Registrar initializing without a system channel, number of application channels: {}", self.entries.len())
+            }
+            Some(system) => {
+                info!(target: LOG, "Registrar initialized with the system channel {system}, number of channels: {}", self.entries.len())
+            }
+        }
         Ok(())
+    }
+
+    /// Opens a channel that is on disk, or a join block of one.
+    pub(super) async fn open_channel(&mut self, name: &str, join: Option<&Bytes>) {
+        let life = self.life();
+        let tasks = self.tasks.child(&format!("channel {name}"));
+        let part = match self.reopen(name, join, life, &tasks).await {
+            Ok(Some(part)) => part,
+            Ok(None) => {
+                warn!(target: LOG, channel = %name, "Channel {name} has neither blocks nor a block to join with; ignoring it");
+                return;
+            }
+            Err(reason) => {
+                error!(target: LOG, channel = %name, "Channel {name} cannot be served: {reason}");
+                failed(name)
+            }
+        };
+        self.entries
+            .insert(name.to_owned(), Entry { part, life, tasks });
     }
 
     /// Forgets the names of groups whose channels were left when the process died in the midst of it: should such a
@@ -196,7 +223,7 @@ impl Desk {
         life: Life,
         tasks: &Tasks,
     ) -> Result<Option<Part>, String> {
-        let (premises, owner) = (self.premises.clone(), tasks.clone());
+        let (premises, owner, creation) = (self.premises.clone(), tasks.clone(), self.creation());
         let wants_to_serve = matches!(target, Target::Here);
         let started = blocking("starting a channel", move || {
             let Some(chain) = Chain::read(store)? else {
@@ -204,7 +231,7 @@ impl Desk {
             };
             Ok::<_, StartError>(Some(match chain.raft_id(&premises)? {
                 Some(raft_id) if wants_to_serve => {
-                    Started::Consenter(chain.serve(raft_id, &premises, &owner)?)
+                    Started::Consenter(chain.serve(raft_id, &premises, creation, &owner)?)
                 }
                 _ => Started::Follower(chain.store, chain.config),
             }))
@@ -212,10 +239,42 @@ impl Desk {
         Ok(match flatten(started.await)? {
             None => None,
             Some(Started::Consenter(handle)) => Some(self.watch(name, handle, life, tasks)),
+            Some(Started::Follower(store, config)) if self.system.is_some() => {
+                Some(self.sideline(name, store, config, target, life, tasks))
+            }
             Some(Started::Follower(store, config)) => {
-                Some(self.follow(name, store, config, target, life, tasks))
+                let follower = self.follow(name, store, config, target, life, tasks);
+                info!(target: LOG, channel = %name, "Created and started a follower.Chain for channel {name}");
+                Some(Part::Follower(follower))
             }
         })
+    }
+
+    fn creation(&self) -> Arc<dyn Creation> {
+        Arc::new(ChannelCreation {
+            ledgers: self.premises.ledgers.clone(),
+            requests: self.requests.clone(),
+        })
+    }
+
+    /// Leaves a channel to others, when its blocks have been copied up to `target`.
+    fn sideline(
+        &self,
+        name: &str,
+        store: BlockStore,
+        config: Arc<ChannelConfig>,
+        target: Target,
+        life: Life,
+        tasks: &Tasks,
+    ) -> Part {
+        let fetching = !matches!(target, Target::Here);
+        self.premises.trust.learn(name, &config);
+        if fetching {
+            self.follow(name, store.clone(), config.clone(), target, life, tasks);
+        } else {
+            info!(target: LOG, channel = %name, "Adding {name} to the set of chains to track");
+        }
+        Part::Inactive(Arc::new(Inactive::new(name, store, config, fetching)))
     }
 
     /// Passes on what happens to a consenter.
@@ -264,14 +323,15 @@ impl Desk {
         target: Target,
         life: Life,
         tasks: &Tasks,
-    ) -> Part {
+    ) -> Follower {
         let (premises, requests, channel) = (
             self.premises.clone(),
             self.requests.clone(),
             name.to_owned(),
         );
         let teller = tasks.clone();
-        let follower = follower::start(
+        let creates = config.consortiums().is_some();
+        follower::start(
             FollowerStart {
                 name: name.to_owned(),
                 store,
@@ -280,17 +340,17 @@ impl Desk {
                 target,
                 puller: self.premises.puller.clone(),
                 is_member: Arc::new(move |config| premises.is_member(config)),
-                promoted: Box::new(move || {
-                    teller.spawn("news of a new consenter", async move {
+                stays: self.system.is_none(),
+                creation: creates.then(|| self.creation()),
+                ended: Box::new(move || {
+                    teller.spawn("news of a follower's end", async move {
                         // Nobody listens any more when the process stops.
-                        let _ = requests.send(Request::Promoted(channel, life)).await;
+                        let _ = requests.send(Request::Followed(channel, life)).await;
                     });
                 }),
             },
             tasks,
-        );
-        info!(target: LOG, channel = %name, "Created and started a follower.Chain for channel {name}");
-        Part::Follower(follower)
+        )
     }
 
     /// Works until the process stops.
@@ -311,17 +371,26 @@ impl Desk {
                     let _ = reply.send(outcome);
                 }
                 Some(Request::Remove(name, reply)) => {
-                    let outcome = self.leave(&name);
+                    let outcome = match &self.system {
+                        Some(system) if *system == name => self.leave_system(&name).await,
+                        _ => self.leave(&name),
+                    };
                     self.publish();
                     let _ = reply.send(outcome);
                 }
                 Some(Request::Left(name, life, outcome)) => self.left(&name, life, outcome),
                 Some(Request::Halted(name, life, halt)) => self.halted(&name, life, halt).await,
-                Some(Request::Promoted(name, life)) => {
+                Some(Request::Followed(name, life)) => {
                     if self.is_current(&name, life) {
                         self.change(&name, Target::Here).await;
                     }
                 }
+                Some(Request::Created(name, reply)) => {
+                    self.created(&name).await;
+                    self.publish();
+                    let _ = reply.send(());
+                }
+                Some(Request::Wanted(name)) => self.wanted(&name).await,
             }
             self.publish();
         }
@@ -331,18 +400,15 @@ impl Desk {
         let join = JoinBlock::judge(block.clone(), &self.premises)?;
         let name = join.channel.clone();
         match self.entries.get(&name).map(|entry| &entry.part) {
-            None => {}
             Some(Part::Leaving(_)) => return Err(JoinError::PendingRemoval),
             Some(Part::Failed { leaving: true, .. }) => return Err(JoinError::RemovalFailed),
+            _ if self.system.is_some() => return Err(JoinError::SystemChannelExists),
             Some(_) => return Err(JoinError::ChannelExists),
+            None => {}
         }
-        if join.config.consortiums().is_some() {
-            if !self.entries.is_empty() {
-                return Err(JoinError::ApplicationChannelsExist);
-            }
-            return Err(join_failed(
-                "this orderer does not serve system channels; create application channels without one and join them",
-            ));
+        let is_system = join.config.consortiums().is_some();
+        if is_system && !self.entries.is_empty() {
+            return Err(JoinError::ApplicationChannelsExist);
         }
         let (life, tasks) = (self.life(), self.tasks.child(&format!("channel {name}")));
         let (ledgers, channel) = (self.premises.ledgers.clone(), name.clone());
@@ -351,6 +417,7 @@ impl Desk {
             ledgers.get_or_create(&channel)
         });
         let joined = match flatten(saved.await) {
+            Ok(_) if is_system => self.join_system(join).await,
             Ok(store) => self.join_ledger(join, store, life, &tasks).await,
             Err(reason) => Err(reason),
         };
@@ -407,19 +474,22 @@ impl Desk {
             Err(failure) => return Err(failure.to_string()),
         };
         let target = Target::Block(join.block);
-        Ok(self.follow(&name, store, config, target, life, tasks))
+        let follower = self.follow(&name, store, config, target, life, tasks);
+        info!(target: LOG, channel = %name, "Created and started a follower.Chain for channel {name}");
+        Ok(Part::Follower(follower))
     }
 
     fn leave(&mut self, name: &str) -> Result<(), RemoveError> {
         let life = self.life();
-        let Some(entry) = self.entries.get_mut(name) else {
-            return Err(RemoveError::ChannelNotExist);
+        let has_system = self.system.is_some();
+        let entry = match self.entries.get_mut(name) {
+            Some(entry) if matches!(entry.part, Part::Leaving(_)) => {
+                return Err(RemoveError::PendingRemoval);
+            }
+            _ if has_system => return Err(RemoveError::SystemChannelExists),
+            Some(entry) if !matches!(entry.part, Part::Failed { leaving: true, .. }) => entry,
+            _ => return Err(RemoveError::ChannelNotExist),
         };
-        match &entry.part {
-            Part::Leaving(_) => return Err(RemoveError::PendingRemoval),
-            Part::Failed { leaving: true, .. } => return Err(RemoveError::ChannelNotExist),
-            _ => {}
-        }
         let consensus_relation = describe(name, &entry.part).consensus_relation;
         entry.part = Part::Leaving(ChannelInfo {
             name: name.to_owned(),
@@ -460,16 +530,23 @@ impl Desk {
             }
             Err(reason) => {
                 error!(target: LOG, channel = %name, "Channel {name} could not be removed: {reason}");
-                if let Some(entry) = self.entries.get_mut(name) {
-                    let mut info = describe(name, &entry.part);
-                    info.status = ChannelStatus::Failed;
-                    entry.part = Part::Failed {
-                        info,
-                        leaving: true,
-                    };
+                if let Some(entry) = self.entries.remove(name) {
+                    self.removal_failed(name, entry);
                 }
             }
         }
+    }
+
+    /// Shows a channel that could not be removed.
+    pub(super) fn removal_failed(&mut self, name: &str, entry: Entry) {
+        let mut info = describe(name, &entry.part);
+        info.status = ChannelStatus::Failed;
+        let part = Part::Failed {
+            info,
+            leaving: true,
+        };
+        self.entries
+            .insert(name.to_owned(), Entry { part, ..entry });
     }
 
     async fn halted(&mut self, name: &str, life: Life, halt: Halt) {
@@ -516,7 +593,7 @@ impl Desk {
     }
 
     /// Stops our part in a channel, and takes the one that the chain gives us.
-    async fn change(&mut self, name: &str, target: Target) {
+    pub(super) async fn change(&mut self, name: &str, target: Target) {
         let (life, tasks) = (self.life(), self.tasks.child(&format!("channel {name}")));
         let Some(entry) = self.entries.get(name) else {
             return;
@@ -524,6 +601,7 @@ impl Desk {
         let store = match &entry.part {
             Part::Consenter(consenter) => consenter.handle.store().clone(),
             Part::Follower(follower) => follower.store().clone(),
+            Part::Inactive(inactive) => inactive.store().clone(),
             Part::Leaving(_) | Part::Failed { .. } => return,
         };
         entry.tasks.stop(STOP_PATIENCE).await;
@@ -554,19 +632,21 @@ impl Desk {
     }
 
     fn publish(&self) {
-        let table: Table = self
-            .entries
-            .iter()
-            .map(|(name, entry)| (name.clone(), entry.part.clone()))
-            .collect();
+        let parts = self.entries.iter();
+        let table = Table {
+            system: self.system.clone(),
+            parts: parts
+                .map(|(name, entry)| (name.clone(), entry.part.clone()))
+                .collect(),
+        };
         let shown = &self.premises.metrics.participation;
-        for gone in self.table.load().keys() {
-            if !table.contains_key(gone) {
+        for gone in self.table.load().parts.keys() {
+            if !table.parts.contains_key(gone) {
                 shown.consensus_relation.forget([gone]);
                 shown.status.forget([gone]);
             }
         }
-        for (name, part) in &table {
+        for (name, part) in &table.parts {
             let info = describe(name, part);
             shown
                 .consensus_relation
@@ -601,7 +681,7 @@ fn join_failed(reason: &str) -> JoinError {
 
 /// Forgets everything about a channel. The ledger goes first, and its removal is finished after a crash; what is left of
 /// the group then is nobody's, and goes at the next start.
-fn erase(premises: &Premises, channel: &str) -> Result<(), String> {
+pub(super) fn erase(premises: &Premises, channel: &str) -> Result<(), String> {
     premises
         .ledgers
         .remove_join_block(channel)
@@ -634,14 +714,14 @@ fn forget_group(premises: &Premises, channel: &str) -> Result<(), String> {
 }
 
 /// Whether a blocking piece of work was done.
-fn done(
+pub(super) fn done(
     outcome: Result<Result<(), String>, quorate_runtime::tasks::TaskFailure>,
 ) -> Result<(), String> {
     outcome.unwrap_or_else(|failure| Err(failure.to_string()))
 }
 
 /// What a blocking piece of work gave, or why it did not.
-fn flatten<T, E: std::error::Error + 'static>(
+pub(super) fn flatten<T, E: std::error::Error + 'static>(
     outcome: Result<Result<T, E>, quorate_runtime::tasks::TaskFailure>,
 ) -> Result<T, String> {
     match outcome {

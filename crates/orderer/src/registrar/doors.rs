@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::{Consenter, Part, Registrar};
 use crate::admin::{ChannelInfo, ChannelList, JoinError, Participation, RemoveError};
+use crate::broadcast::{Found, System, Unserved};
 use crate::cluster::{Dispatch, StepRefusal};
 use crate::store::BlockStore;
 use crate::{broadcast, deliver};
@@ -34,17 +35,44 @@ impl deliver::Channels for Registrar {
     fn channel(&self, id: &str) -> Option<Arc<dyn deliver::Channel>> {
         match self.part(id)? {
             Part::Consenter(consenter) => Some(consenter),
+            Part::Inactive(inactive) => Some(inactive),
             _ => None,
         }
     }
 }
 
 impl broadcast::Channels for Registrar {
-    fn find(&self, channel: &str) -> broadcast::Found {
-        match self.consenter(channel) {
-            Some(handle) => broadcast::Found::Served(handle),
-            None => broadcast::Found::NotServed,
+    fn find(&self, channel: &str) -> Found {
+        let table = self.table.load();
+        let found = table.parts.get(channel);
+        if let Some(Part::Consenter(consenter)) = found {
+            return Found::Served(consenter.handle.clone());
         }
+        let Some(system) = &table.system else {
+            return Found::NotServed;
+        };
+        if let Some(part) = found {
+            return Found::Unserved(unserved(channel, part));
+        }
+        Found::Unknown(match table.parts.get(system) {
+            Some(Part::Consenter(consenter)) => System::Served {
+                channel: consenter.handle.clone(),
+                channels: u64::try_from(table.parts.len()).unwrap_or(u64::MAX),
+            },
+            Some(part) => System::Unserved(unserved(system, part)),
+            None => return Found::NotServed,
+        })
+    }
+}
+
+/// What is said of a channel that we do not order for.
+fn unserved(channel: &str, part: &Part) -> Unserved {
+    match part {
+        Part::Inactive(inactive) => inactive.unserved(),
+        _ => Unserved {
+            config: None,
+            reason: format!("channel {channel} is not serviced by me"),
+        },
     }
 }
 
@@ -93,9 +121,14 @@ fn unknown(channel: &str) -> StepRefusal {
 
 impl Participation for Registrar {
     fn list(&self) -> ChannelList {
+        let table = self.table.load();
+        let names = table.parts.keys();
         ChannelList {
-            system_channel: None,
-            channels: self.channels(),
+            system_channel: table.system.clone(),
+            channels: names
+                .filter(|name| table.system.as_ref() != Some(*name))
+                .cloned()
+                .collect(),
         }
     }
 

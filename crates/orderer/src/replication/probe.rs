@@ -146,7 +146,18 @@ impl Puller {
         session: &mut Session,
         number: u64,
     ) -> Result<Block, PullFailure> {
-        let block = self.next_block(session).await.inspect_err(|failure| {
+        let block = self
+            .next_block(session)
+            .await
+            .map_err(|failure| match failure {
+                PullFailure::NotFound if number <= session.last => PullFailure::Pruned {
+                    wanted: number,
+                    endpoint: session.endpoint.clone(),
+                    last: session.last,
+                },
+                failure => failure,
+            });
+        let block = block.inspect_err(|failure| {
             tracing::error!(target: LOG, channel = %self.channel, "Failed receiving next block from {}: {failure}", session.endpoint);
         })?;
         match &block.header {

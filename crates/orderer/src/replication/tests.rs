@@ -49,6 +49,8 @@ fn decoded() -> Vec<Block> {
 #[derive(Default)]
 struct Behaviour {
     blocks: Vec<Bytes>,
+    /// Older blocks were pruned.
+    first: usize,
     /// Answers with this instead.
     status: Option<Status>,
     /// Ends each stream after so many blocks; 0: never.
@@ -106,6 +108,9 @@ fn answer(behaviour: &Behaviour, seek: &SeekInfo) -> Responses<DeliverResponse> 
         }
         _ => panic!("{start:?}"),
     };
+    if first < behaviour.first {
+        return stream::iter([Ok(DeliverResponse::Status(Status::NotFound))]).boxed();
+    }
     let blocks: Vec<_> = behaviour.blocks[first..]
         .iter()
         .map(|block| Ok(DeliverResponse::Block(block.clone())))
@@ -196,6 +201,33 @@ fn puller(tasks: &Tasks, addresses: &[&str]) -> Puller {
 async fn pull_all(puller: Puller) -> Vec<StoredBlock> {
     let pulling = puller.blocks(0, HEIGHT).map(Result::unwrap).collect();
     timeout(PATIENCE, pulling).await.unwrap()
+}
+
+#[tokio::test]
+async fn who_has_pruned_a_block_is_left_for_another() {
+    let tasks = Tasks::new("");
+    let pruned = || Behaviour {
+        first: 20,
+        ..honest()
+    };
+    let (without, _) = serve(0, pruned(), &tasks).await;
+    let mut alone = puller(&tasks, &[&without]);
+    let Err(refused) = timeout(PATIENCE, alone.pull(0)).await.unwrap() else {
+        panic!("a pruned block came");
+    };
+    assert!(
+        matches!(
+            &refused,
+            PullFailure::Pruned {
+                wanted: 0,
+                last: 31,
+                ..
+            }
+        ),
+        "{refused}"
+    );
+    let (with, _) = serve(1, honest(), &tasks).await;
+    assert_whole(&pull_all(puller(&tasks, &[&without, &with])).await);
 }
 
 fn assert_whole(pulled: &[StoredBlock]) {

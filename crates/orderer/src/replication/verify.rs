@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use quorate_fabric::block::{self, BlockError, Hash};
-use quorate_fabric::config::{ChannelConfig, ConfigError};
+use quorate_fabric::config::{ChannelConfig, ConfigError, CreatedChannel};
 use quorate_fabric::proto::common::{Block, BlockHeader};
 
 const BLOCK_VALIDATION: &str = "/Channel/Orderer/BlockValidation";
@@ -134,7 +134,8 @@ impl ChainVerifier {
                     None => return Err(VerifyError::NoConfig { number }),
                 }
             }
-            if is_config {
+            // A block that creates another channel is signed like a configuration block, but leaves this channel as it is.
+            if is_config && !matches!(CreatedChannel::from_block(block), Ok(Some(_))) {
                 config = Some(Arc::new(self.read(number, block)?));
             }
         }
@@ -189,7 +190,7 @@ pub(super) fn config_block(
     }
 }
 
-fn signed(block: &Block, config: &ChannelConfig) -> Result<(), VerifyError> {
+pub(crate) fn signed(block: &Block, config: &ChannelConfig) -> Result<(), VerifyError> {
     let rule = config
         .policies()
         .get(BLOCK_VALIDATION)

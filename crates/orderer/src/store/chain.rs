@@ -8,10 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
+use quorate_fabric::block as rules;
 use quorate_runtime::metrics::IntGauge;
 use tokio::sync::watch;
 
-use super::files::{self, Readers};
+use super::base::Base;
+use super::files::{self, Readers, Record};
 use super::index::{Index, Location};
 use super::recovery::{self, Recovered};
 use super::{StoreError, StoredBlock, format};
@@ -40,6 +43,10 @@ struct Inner {
     folder: PathBuf,
     index: Index,
     readers: Readers,
+    /// Where the chain begins; replaced when old blocks are pruned.
+    base: ArcSwap<Base>,
+    /// One prune at a time.
+    pruning: Mutex<()>,
     recent: Mutex<Recent>,
     writer: Mutex<Writer>,
     /// The height to read; [`Inner::announce`] tells those who wait for it.
@@ -99,14 +106,19 @@ impl BlockStore {
             file,
             size,
             newest,
+            base,
         } = recovery::open(folder, channel)?;
-        let height = newest.as_ref().map_or(0, |block| block.number() + 1);
+        let height = newest
+            .as_ref()
+            .map_or(base.first, |block| block.number() + 1);
         let writer = Writer {
             state: State::Ready(None),
             file,
             size,
             max_file_bytes,
-            newest_hash: newest.as_ref().map(|block| *block.header_hash()),
+            newest_hash: newest
+                .as_ref()
+                .map_or(base.previous, |block| Some(*block.header_hash())),
             newest_last_config: newest.as_ref().and_then(StoredBlock::last_config),
             begun: Vec::new(),
         };
@@ -125,6 +137,8 @@ impl BlockStore {
                 folder: folder.to_owned(),
                 index,
                 readers: Readers::new(folder),
+                base: ArcSwap::from_pointee(base),
+                pruning: Mutex::default(),
                 recent: Mutex::new(recent),
                 writer: Mutex::new(writer),
                 height: AtomicU64::new(height),
@@ -145,6 +159,11 @@ impl BlockStore {
     /// How many blocks the chain has: the number of the next one.
     pub fn height(&self) -> u64 {
         self.inner.height.load(Ordering::Acquire)
+    }
+
+    /// The oldest block from which on all are there: 0, unless older ones were pruned.
+    pub fn first(&self) -> u64 {
+        self.inner.base.load().first
     }
 
     /// A view of the height that can be awaited. It becomes closed when the channel is removed.
@@ -254,6 +273,84 @@ impl BlockStore {
     /// empty chain.
     pub fn last_config_number(&self) -> Option<u64> {
         lock(&self.inner.writer).newest_last_config
+    }
+
+    /// Removes old blocks for good: the whole block files that hold nothing but blocks below `below`. The file that is being written stays, and so do the genesis
+    /// block and the configuration in force at the first block that is left.
+    ///
+    /// What was begun is finished after a crash. Asking again for what is gone changes nothing, and a block that is gone
+    /// does not come back.
+    ///
+    /// # Errors
+    /// The disk's; a chain that has no such block.
+    pub fn prune(&self, below: u64) -> Result<Pruned, StoreError> {
+        let inner = &*self.inner;
+        let _alone = lock(&inner.pruning);
+        let base = inner.base.load_full();
+        let unchanged = Pruned {
+            first: base.first,
+            files: 0,
+            bytes: 0,
+        };
+        let Some(first) = inner.first_left(&base, below, self.synced_height())? else {
+            return Ok(unchanged);
+        };
+        let file = inner.location(first)?.file;
+        let before = self.read_there(first - 1)?;
+        let config = before.last_config().ok_or_else(|| StoreError::Damaged {
+            channel: inner.channel.clone(),
+            path: inner.folder.clone(),
+            offset: 0,
+            reason: format!("block {} names no configuration block", first - 1),
+        })?;
+        let mut kept = vec![StoredBlock::clone(&*self.read_there(0)?)];
+        if config != 0 {
+            kept.push(StoredBlock::clone(&*self.read_there(config)?));
+        }
+        let next = Base {
+            first,
+            file,
+            previous: Some(*before.header_hash()),
+            kept,
+        };
+        next.write(&inner.folder)?;
+        // From here on nobody looks into the files that go.
+        inner.base.store(Arc::new(next));
+        inner.readers.forget_before(file);
+        lock(&inner.recent).forget_before(first);
+        let (files, bytes) = files::remove_before(&inner.folder, file)?;
+        tracing::info!(
+            channel = inner.channel,
+            first,
+            files,
+            bytes,
+            "Old blocks were pruned; the chain begins later now"
+        );
+        Ok(Pruned {
+            first,
+            files,
+            bytes,
+        })
+    }
+
+    /// The first block that [`BlockStore::prune`] would leave, and the block file that it begins.
+    ///
+    /// # Errors
+    /// As for [`BlockStore::prune`].
+    pub fn prunable(&self, below: u64) -> Result<(u64, u32), StoreError> {
+        let inner = &*self.inner;
+        let base = inner.base.load_full();
+        match inner.first_left(&base, below, self.synced_height())? {
+            Some(first) => Ok((first, inner.location(first)?.file)),
+            None => Ok((base.first, base.file)),
+        }
+    }
+
+    fn read_there(&self, number: u64) -> Result<Arc<StoredBlock>, StoreError> {
+        self.read(number)?.ok_or_else(|| StoreError::Index {
+            path: self.inner.index.path().to_owned(),
+            number,
+        })
     }
 
     /// Lets nobody write any more, and tells those who wait for the height: the files are about to be removed.
@@ -400,14 +497,30 @@ impl Inner {
             path: self.index.path().to_owned(),
             number,
         };
-        let location = self.index.get(number)?.ok_or_else(damaged_index)?;
-        let body = match self
-            .readers
-            .read(location.file, location.offset, location.length)
-        {
-            Ok(body) => body,
+        let pruned = || {
+            let base = self.base.load();
+            (number < base.first).then(|| match base.kept(number) {
+                Some(block) => Ok(block.clone()),
+                None => Err(StoreError::Pruned {
+                    channel: self.channel.clone(),
+                    number,
+                    first: base.first,
+                }),
+            })
+        };
+        if let Some(outcome) = pruned() {
+            return outcome;
+        }
+        let read = self.location(number).and_then(|location| {
+            self.readers
+                .read(location.file, location.offset, location.length)
+                .map(|body| (location, body))
+        });
+        let (location, body) = match read {
+            Ok(read) => read,
             Err(_) if lock(&self.announce).is_none() => return Err(removed()),
-            Err(error) => return Err(error),
+            // It may have been pruned since we looked.
+            Err(error) => return pruned().unwrap_or(Err(error)),
         };
         let damaged = |reason: &str| StoreError::Damaged {
             channel: self.channel.clone(),
@@ -425,6 +538,104 @@ impl Inner {
         }
         Ok(stored)
     }
+
+    /// Where a block is that is in the block files.
+    fn location(&self, number: u64) -> Result<Location, StoreError> {
+        match self.index.get(number)? {
+            Some(location) => Ok(location),
+            None => self.mend(number),
+        }
+    }
+
+    /// Makes the index's entry of a block anew, from the block files behind the nearest entry before it that is good.
+    fn mend(&self, number: u64) -> Result<Location, StoreError> {
+        let base = self.base.load_full();
+        let damaged = || StoreError::Index {
+            path: self.index.path().to_owned(),
+            number,
+        };
+        let mut known = None;
+        for before in (base.first..number).rev() {
+            known = self.index.get(before)?;
+            if known.is_some() {
+                break;
+            }
+        }
+        let (mut next, mut file, mut offset) = match known {
+            Some(location) => {
+                let body = self
+                    .readers
+                    .read(location.file, location.offset, location.length)?;
+                let block = format::block(&body).map_err(|_| damaged())?;
+                let number = block.header.as_ref().map_or(0, |header| header.number);
+                (number + 1, location.file, location.end())
+            }
+            None => (base.first, base.file, 0),
+        };
+        loop {
+            let (location, body) = match self.readers.record(file, offset)? {
+                Record::Whole(location, body) => (location, body),
+                Record::End => {
+                    (file, offset) = (file + 1, 0);
+                    continue;
+                }
+                Record::CutOff => return Err(damaged()),
+            };
+            let block = format::block(&body).map_err(|_| damaged())?;
+            let stored = StoredBlock::new(&block).map_err(|_| damaged())?;
+            if stored.number() != next || rules::check_data_hash(&block).is_err() {
+                return Err(damaged());
+            }
+            self.index.put(next, &location)?;
+            tracing::warn!(
+                channel = self.channel,
+                block = next,
+                "The index's entry of a block was damaged and has been made anew from the block file"
+            );
+            if next == number {
+                return Ok(location);
+            }
+            next += 1;
+            offset = location.end();
+        }
+    }
+
+    /// The first block that is left when the whole files below `below` go; `None` if nothing goes. Only durable blocks
+    /// count: one of them has to be left.
+    fn first_left(&self, base: &Base, below: u64, synced: u64) -> Result<Option<u64>, StoreError> {
+        let Some(newest) = synced.checked_sub(1) else {
+            return Ok(None);
+        };
+        if below <= base.first {
+            return Ok(None);
+        }
+        let file = self.location(below.min(newest))?.file;
+        if file <= base.file {
+            return Ok(None);
+        }
+        // Block numbers ascend with files.
+        let (mut low, mut high) = (base.first, below.min(newest));
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.location(middle)?.file < file {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(Some(low))
+    }
+}
+
+/// What a prune has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pruned {
+    /// The first block that is there now.
+    pub first: u64,
+    /// Block files that were removed.
+    pub files: u32,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 impl Writer {
@@ -459,6 +670,16 @@ impl Recent {
         let first = self.blocks.front()?.number();
         let at = usize::try_from(number.checked_sub(first)?).ok()?;
         self.blocks.get(at).cloned()
+    }
+
+    fn forget_before(&mut self, first: u64) {
+        while let Some(oldest) = self.blocks.pop_front() {
+            if oldest.number() >= first {
+                self.blocks.push_front(oldest);
+                return;
+            }
+            self.bytes -= oldest.encoded().len();
+        }
     }
 
     fn push(&mut self, block: Arc<StoredBlock>) {

@@ -43,6 +43,19 @@ pub enum StoreError {
         /// The block.
         number: u64,
     },
+    /// A block that was pruned.
+    #[error(
+        "block {number} of channel {channel:?} was pruned; the first block that is here is {first}, older ones are in \
+         the archive"
+    )]
+    Pruned {
+        /// The channel.
+        channel: String,
+        /// The block that was asked for.
+        number: u64,
+        /// The first block that is there.
+        first: u64,
+    },
     /// Another process has locked the folder.
     #[error(
         "the ledgers in {} are used by another process; stop it, or set another FileLedger.Location",

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 
 use super::StoreError;
+use super::format::{self, MAX_VARINT_BYTES};
+use super::index::Location;
 
 /// When a block no longer fits below this size, in bytes, the next file begins. Fabric's own value.
 pub(super) const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
@@ -24,37 +26,61 @@ pub(super) fn path(folder: &Path, number: u32) -> PathBuf {
     folder.join(format!("{PREFIX}{number:06}"))
 }
 
-/// How many block files there are. They are numbered from 0 without gaps; a gap is an error.
-pub(super) fn count(folder: &Path, channel: &str) -> Result<u32, StoreError> {
+/// How many block files a chain has, counted from file 0: those before `first` were pruned. They are numbered without
+/// gaps; a gap is an error.
+pub(super) fn count(folder: &Path, channel: &str, first: u32) -> Result<u32, StoreError> {
+    let numbers = numbers(folder)?;
+    let Some(highest) = numbers.last().copied() else {
+        return match first {
+            0 => Ok(0),
+            _ => Err(missing(folder, channel, first)),
+        };
+    };
+    match (first..=highest).find(|number| numbers.binary_search(number).is_err()) {
+        Some(number) => Err(missing(folder, channel, number)),
+        None if highest < first => Err(missing(folder, channel, first)),
+        None => Ok(highest.saturating_add(1)),
+    }
+}
+
+fn missing(folder: &Path, channel: &str, number: u32) -> StoreError {
+    StoreError::Damaged {
+        channel: channel.to_owned(),
+        path: path(folder, number),
+        offset: 0,
+        reason: "the file is missing, while others of the chain are there".to_owned(),
+    }
+}
+
+/// The numbers of the block files that are there, in order.
+pub(super) fn numbers(folder: &Path) -> Result<Vec<u32>, StoreError> {
     let read = |error| StoreError::io("read", folder, error);
-    let mut count = 0;
-    let mut highest = None;
+    let mut numbers = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(read)? {
         let name = entry.map_err(read)?.file_name();
-        let Some(number) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else {
-            continue;
-        };
-        let Ok(number) = number.parse::<u32>() else {
-            continue;
-        };
-        count += 1;
-        highest = highest.max(Some(number));
-    }
-    match highest {
-        None => Ok(0),
-        Some(highest) if highest.checked_add(1) == Some(count) => Ok(count),
-        Some(highest) => {
-            let missing = (0..highest)
-                .find(|number| !path(folder, *number).exists())
-                .unwrap_or(0);
-            Err(StoreError::Damaged {
-                channel: channel.to_owned(),
-                path: path(folder, missing),
-                offset: 0,
-                reason: "the file is missing, while later ones are there".to_owned(),
-            })
+        let number = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        if let Some(Ok(number)) = number.map(str::parse) {
+            numbers.push(number);
         }
     }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Removes the block files before `first`; how many, and how many bytes. Durable when this returns.
+pub(super) fn remove_before(folder: &Path, first: u32) -> Result<(u32, u64), StoreError> {
+    let (mut files, mut bytes) = (0, 0);
+    for number in numbers(folder)?.into_iter().filter(|one| *one < first) {
+        let path = path(folder, number);
+        let io = |error| StoreError::io("remove", &path, error);
+        bytes += std::fs::metadata(&path).map_err(io)?.len();
+        std::fs::remove_file(&path).map_err(io)?;
+        files += 1;
+    }
+    if files > 0 {
+        sync_folder(folder)?;
+    }
+    Ok((files, bytes))
 }
 
 /// Opens block file `number` for writing, creating it if need be.
@@ -75,6 +101,16 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
     File::open(folder)
         .and_then(|folder| folder.sync_all())
         .map_err(|error| StoreError::io("sync", folder, error))
+}
+
+/// What stands at a place of a block file.
+pub(super) enum Record {
+    /// A record: where its body is, and the body.
+    Whole(Location, Bytes),
+    /// A length that is none, or that reaches beyond the file's end.
+    CutOff,
+    /// Nothing: the file ends here.
+    End,
 }
 
 /// Reads from block files at any place, without disturbing whoever appends to them.
@@ -98,6 +134,42 @@ impl Readers {
         file.read_exact_at(&mut bytes, offset)
             .map_err(|error| StoreError::io("read", path(&self.folder, number), error))?;
         Ok(bytes.into())
+    }
+
+    /// What stands at `offset` of file `number`.
+    pub(super) fn record(&self, number: u32, offset: u64) -> Result<Record, StoreError> {
+        let file = self.file(number)?;
+        let io = |error| StoreError::io("read", path(&self.folder, number), error);
+        let left = file.metadata().map_err(io)?.len().saturating_sub(offset);
+        if left == 0 {
+            return Ok(Record::End);
+        }
+        let mut prefix = vec![0; MAX_VARINT_BYTES.min(usize::try_from(left).unwrap_or(usize::MAX))];
+        file.read_exact_at(&mut prefix, offset).map_err(io)?;
+        let Some((length, start)) = format::varint(&prefix) else {
+            return Ok(Record::CutOff);
+        };
+        let (Ok(length), left) = (u32::try_from(length), left - start as u64) else {
+            return Ok(Record::CutOff);
+        };
+        if u64::from(length) > left {
+            return Ok(Record::CutOff);
+        }
+        let offset = offset + start as u64;
+        let body = self.read(number, offset, length)?;
+        let location = Location {
+            file: number,
+            offset,
+            length,
+            checksum: crc32c::crc32c(&body),
+        };
+        Ok(Record::Whole(location, body))
+    }
+
+    /// Closes the files before `first`, which are about to be removed.
+    pub(super) fn forget_before(&self, first: u32) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|(number, _)| *number >= first);
     }
 
     fn file(&self, number: u32) -> Result<Arc<File>, StoreError> {

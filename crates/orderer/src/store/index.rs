@@ -85,6 +85,28 @@ impl Index {
         Ok((index, promise))
     }
 
+    /// Opens the index in `folder` to look at it only; `None` if there is none, or none of ours.
+    pub(super) fn look(folder: &Path) -> Result<Option<(Self, Promise)>, StoreError> {
+        let path = folder.join(FILE_NAME);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StoreError::io("open", &path, error)),
+        };
+        let mut header = [0; HEADER_BYTES as usize];
+        let promise = match file.read_exact_at(&mut header, 0) {
+            Ok(()) => read_header(&header),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => None,
+            Err(error) => return Err(StoreError::io("read", &path, error)),
+        };
+        let index = |promise| Self {
+            path,
+            file,
+            promise: Mutex::new(promise),
+        };
+        Ok(promise.map(|promise| (index(promise), promise)))
+    }
+
     /// Forgets everything, the promise first: until the next [`Index::promise_synced`] the file promises nothing.
     pub(super) fn clear(&self) -> Result<(), StoreError> {
         self.file

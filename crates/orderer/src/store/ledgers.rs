@@ -64,7 +64,7 @@ impl Ledgers {
         Self::open_with(location, files::MAX_FILE_BYTES, Some(metrics))
     }
 
-    pub(super) fn open_with(
+    pub(crate) fn open_with(
         location: &Path,
         max_file_bytes: u64,
         metrics: Option<&LedgerMetrics>,

@@ -22,6 +22,7 @@ use std::path::Path;
 use bytes::Bytes;
 use quorate_fabric::block as rules;
 
+use super::base::Base;
 use super::format::{self, MAX_VARINT_BYTES};
 use super::index::{Index, Location, Promise};
 use super::{StoreError, StoredBlock, files};
@@ -34,6 +35,8 @@ pub(super) struct Recovered {
     pub(super) size: u64,
     /// The newest block.
     pub(super) newest: Option<StoredBlock>,
+    /// Where the chain begins.
+    pub(super) base: Base,
 }
 
 /// Where a scan stands: after `height` blocks, at `offset` of block file `file`.
@@ -41,18 +44,46 @@ pub(super) struct Recovered {
 struct Place {
     file: u32,
     offset: u64,
+    height: u64,
+    /// The hash of the block before; `None` at a chain's very beginning.
+    previous: Option<[u8; 32]>,
     newest: Option<StoredBlock>,
 }
 
 impl Place {
-    fn height(&self) -> u64 {
-        self.newest.as_ref().map_or(0, |block| block.number() + 1)
+    fn start(base: &Base) -> Self {
+        Self {
+            file: base.file,
+            offset: 0,
+            height: base.first,
+            previous: base.previous,
+            newest: None,
+        }
+    }
+
+    fn after(block: StoredBlock, location: &Location) -> Self {
+        Self {
+            file: location.file,
+            offset: location.end(),
+            height: block.number() + 1,
+            previous: Some(*block.header_hash()),
+            newest: Some(block),
+        }
     }
 }
 
 /// Opens the chain in `folder`, which exists.
 pub(super) fn open(folder: &Path, channel: &str) -> Result<Recovered, StoreError> {
-    let count = files::count(folder, channel)?;
+    let base = Base::read(folder, channel)?;
+    let (removed, _) = files::remove_before(folder, base.file)?;
+    if removed > 0 {
+        tracing::info!(
+            channel,
+            files = removed,
+            "Went on with the removal of block files that were pruned"
+        );
+    }
+    let count = files::count(folder, channel, base.file)?;
     let (index, promise) = Index::open(folder)?;
     if count == 0 {
         index.clear()?;
@@ -62,6 +93,7 @@ pub(super) fn open(folder: &Path, channel: &str) -> Result<Recovered, StoreError
             file: 0,
             size: 0,
             newest: None,
+            base,
         });
     }
     let scan = Scan {
@@ -70,6 +102,7 @@ pub(super) fn open(folder: &Path, channel: &str) -> Result<Recovered, StoreError
         last_file: count - 1,
         synced: promise.map(|promise| promise.synced),
         index: &index,
+        base: &base,
     };
     let start = match promise {
         Some(promise) => scan.believed(promise)?,
@@ -80,16 +113,12 @@ pub(super) fn open(folder: &Path, channel: &str) -> Result<Recovered, StoreError
         None => {
             tracing::info!(channel, "Making the block index anew from the block files");
             index.clear()?;
-            Place {
-                file: 0,
-                offset: 0,
-                newest: None,
-            }
+            Place::start(&base)
         }
     };
-    let believed = start.height();
+    let believed = start.height;
     let end = scan.run(start)?;
-    let height = end.height();
+    let height = end.height;
     if let Some(synced) = scan.synced
         && height < synced
     {
@@ -121,6 +150,7 @@ pub(super) fn open(folder: &Path, channel: &str) -> Result<Recovered, StoreError
         file: end.file,
         size: end.offset,
         newest: end.newest,
+        base,
     })
 }
 
@@ -131,6 +161,7 @@ struct Scan<'a> {
     /// The height below which blocks were durable, if we know.
     synced: Option<u64>,
     index: &'a Index,
+    base: &'a Base,
 }
 
 /// What lies at a place of a block file.
@@ -151,16 +182,13 @@ impl Scan<'_> {
     /// The place after the last block that the index promises, if the index is right about it.
     fn believed(&self, promise: Promise) -> Result<Option<Place>, StoreError> {
         let Some(number) = promise.synced.checked_sub(1) else {
-            return Ok(Some(Place {
-                file: 0,
-                offset: 0,
-                newest: None,
-            }));
+            return Ok(Some(Place::start(self.base)));
         };
-        if !self
-            .index
-            .are_valid(promise.settled.min(number), promise.synced)?
-        {
+        if number < self.base.first {
+            return Ok(None);
+        }
+        let unsettled = promise.settled.min(number).max(self.base.first);
+        if !self.index.are_valid(unsettled, promise.synced)? {
             return Ok(None);
         }
         let Some(location) = self.index.get(number)? else {
@@ -203,11 +231,7 @@ impl Scan<'_> {
             .ok()
             .and_then(|block| StoredBlock::new(&block).ok())
             .filter(|block| block.number() == number);
-        Ok(newest.map(|newest| Place {
-            file: location.file,
-            offset: location.end(),
-            newest: Some(newest),
-        }))
+        Ok(newest.map(|newest| Place::after(newest, &location)))
     }
 
     /// Looks at everything from `place` on, enters it into the index, and cuts off a torn tail.
@@ -229,8 +253,7 @@ impl Scan<'_> {
                 match found {
                     Found::Block { block, location } => {
                         self.index.put(block.number(), &location)?;
-                        place.offset = location.end();
-                        place.newest = Some(block);
+                        place = Place::after(block, &location);
                     }
                     Found::End if place.file == self.last_file => return Ok(place),
                     Found::End => {
@@ -239,7 +262,7 @@ impl Scan<'_> {
                         break;
                     }
                     Found::CutOff { reason } => {
-                        let next = place.height() + 1;
+                        let next = place.height + 1;
                         let may_be_torn = self.synced.is_none_or(|synced| next >= synced);
                         self.cut(&place, size, reason, may_be_torn)?;
                         return Ok(place);
@@ -249,7 +272,7 @@ impl Scan<'_> {
                         reaches_end,
                     } => {
                         let may_be_torn = match self.synced {
-                            Some(synced) => place.height() >= synced,
+                            Some(synced) => place.height >= synced,
                             None => reaches_end || only_zeros(&file, place.offset).map_err(io)?,
                         };
                         self.cut(&place, size, reason, may_be_torn)?;
@@ -352,7 +375,7 @@ impl Scan<'_> {
         place: &Place,
     ) -> Result<StoredBlock, String> {
         let stored = StoredBlock::new(block).map_err(|error| error.to_string())?;
-        let expected = place.height();
+        let expected = place.height;
         if stored.number() != expected {
             return Err(format!(
                 "it says that it is block {}, and block {expected} belongs there",
@@ -360,8 +383,8 @@ impl Scan<'_> {
             ));
         }
         rules::check_data_hash(block).map_err(|error| error.to_string())?;
-        if let Some(previous) = &place.newest
-            && stored.header().previous_hash[..] != previous.header_hash()[..]
+        if let Some(previous) = &place.previous
+            && stored.header().previous_hash[..] != previous[..]
         {
             return Err(format!(
                 "block {expected} does not name the hash of the block before it"
@@ -383,7 +406,7 @@ impl Scan<'_> {
                 channel: self.channel.to_owned(),
                 path,
                 offset: place.offset,
-                reason: format!("block {}: {reason}", place.height()),
+                reason: format!("block {}: {reason}", place.height),
             });
         }
         tracing::warn!(

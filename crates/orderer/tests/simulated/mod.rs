@@ -608,7 +608,10 @@ impl World {
                     self.later(id, Delivery::Pull(first, last, asked));
                 }
                 Action::Halt(halt) => node.halted = Some(halt),
-                Action::Leader(_) | Action::Connect(_) | Action::SuspectEviction(_) => {}
+                Action::Leader(_)
+                | Action::Connect(_)
+                | Action::SuspectEviction(_)
+                | Action::CreateChannel(_) => {}
             }
         }
     }

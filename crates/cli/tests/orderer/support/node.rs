@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -90,6 +91,19 @@ impl Node {
         self.directory.path()
     }
 
+    /// Where clients and other orderers will call.
+    pub(crate) fn port(&self) -> u16 {
+        self.general
+    }
+
+    /// Begins with this block of a system channel.
+    pub(crate) fn bootstrap(&mut self, block: &[u8]) {
+        let file = self.path().join("bootstrap.block");
+        fs::write(&file, block).unwrap();
+        self.set("ORDERER_GENERAL_BOOTSTRAPMETHOD", "file");
+        self.set("ORDERER_GENERAL_BOOTSTRAPFILE", file.display().to_string());
+    }
+
     fn configuration(&self) -> String {
         let own = Self::folder_of(self.number);
         let (certificate, key) = (self.tls.0.display(), self.tls.1.display());
@@ -150,6 +164,35 @@ ChannelParticipation:
 
     /// Starts the process and waits until it serves.
     pub(crate) async fn start(self) -> Orderer {
+        let mut orderer = self.spawn();
+        until("the orderer serves", async || {
+            let ended = orderer.child.try_wait().unwrap();
+            assert!(ended.is_none(), "it ended: {}", orderer.log());
+            orderer.log().contains(READY).then_some(())
+        })
+        .await;
+        orderer
+    }
+
+    /// Starts the process, which is expected to end by itself; what it said.
+    pub(crate) async fn fails(self) -> String {
+        let mut orderer = self.spawn();
+        let status = until("the process ends", async || {
+            orderer.child.try_wait().unwrap()
+        })
+        .await;
+        assert!(!status.success(), "{}", orderer.log());
+        orderer.log()
+    }
+
+    /// Starts the process and kills it a little later, whatever it has come to.
+    pub(crate) async fn dies_after(self, time: Duration) -> Self {
+        let orderer = self.spawn();
+        tokio::time::sleep(time).await;
+        orderer.kill()
+    }
+
+    fn spawn(self) -> Orderer {
         let configuration = self.path().join("orderer.yaml");
         fs::write(configuration, self.configuration()).unwrap();
         let log = self.path().join("log");
@@ -163,18 +206,11 @@ ChannelParticipation:
             .stderr(file)
             .spawn()
             .unwrap();
-        let mut orderer = Orderer {
+        Orderer {
             node: Some(self),
             child,
             log,
-        };
-        until("the orderer serves", async || {
-            let ended = orderer.child.try_wait().unwrap();
-            assert!(ended.is_none(), "it ended: {}", orderer.log());
-            orderer.log().contains(READY).then_some(())
-        })
-        .await;
-        orderer
+        }
     }
 }
 
