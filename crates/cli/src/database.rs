@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use quorate_ledger::Timestamp;
 use quorate_ledger::schema::MappedSchema;
-use quorate_node::config::NodeConfiguration;
+use quorate_node::config::{DatabaseConfiguration, NodeConfiguration};
 use quorate_runtime::Secret;
 use quorate_runtime::config::OnUnknownKeys;
 use quorate_storage::migrate::{self, Migration, MigrationState};
@@ -33,8 +33,23 @@ pub(crate) struct Arguments {
     /// A file whose first line is that user's password
     #[arg(long, global = true, requires = "db_admin_user")]
     db_admin_password_file: Option<PathBuf>,
+    /// Which database
+    #[arg(long, global = true, value_enum, ignore_case = true, default_value_t)]
+    mode: Mode,
     #[command(subcommand)]
     command: Command,
+}
+
+/// Which of the databases that a configuration names.
+#[derive(Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+enum Mode {
+    /// The node's own
+    #[default]
+    #[value(name = "NODE")]
+    Node,
+    /// The one that the workers of a notary share: notary.jpa.dataSourceProperties
+    #[value(name = "JPA_NOTARY")]
+    Notary,
 }
 
 #[derive(Subcommand)]
@@ -101,7 +116,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
             let engine = match engine {
                 Some(EngineName::Postgres) => Engine::Postgres,
                 Some(EngineName::Sqlite) => Engine::Sqlite,
-                None => engine_of(&configuration(&arguments)?),
+                None => engine_of(of_mode(&configuration(&arguments)?, arguments.mode)?),
             };
             let schemas = schemas_of(application.as_deref())?;
             print!("{}", migrate::application_sql(engine, schemas)?);
@@ -264,8 +279,19 @@ fn configuration(arguments: &Arguments) -> Result<NodeConfiguration> {
     arguments.place.configuration(OnUnknownKeys::default())
 }
 
-fn engine_of(configuration: &NodeConfiguration) -> Engine {
-    match configuration.database.url {
+/// The database that is meant.
+fn of_mode(configuration: &NodeConfiguration, mode: Mode) -> Result<&DatabaseConfiguration> {
+    let notary = configuration.notary.as_ref();
+    match mode {
+        Mode::Node => Ok(&configuration.database),
+        Mode::Notary => notary
+            .and_then(|notary| notary.shared_database.as_ref())
+            .context("the configuration has no notary.jpa.dataSourceProperties"),
+    }
+}
+
+fn engine_of(database: &DatabaseConfiguration) -> Engine {
+    match database.url {
         quorate_storage::DatabaseUrl::Postgres { .. } => Engine::Postgres,
         quorate_storage::DatabaseUrl::Sqlite { .. } => Engine::Sqlite,
     }
@@ -273,9 +299,10 @@ fn engine_of(configuration: &NodeConfiguration) -> Engine {
 
 async fn open(arguments: &Arguments) -> Result<Store> {
     let configuration = configuration(arguments)?;
-    let mut options = configuration.database.store_options();
+    let database = of_mode(&configuration, arguments.mode)?;
+    let mut options = database.store_options();
     if let Some(user) = &arguments.db_admin_user {
-        if engine_of(&configuration) == Engine::Sqlite {
+        if engine_of(database) == Engine::Sqlite {
             bail!("--db-admin-user has no meaning: a SQLite file has no users");
         }
         options.user = Some(user.clone());
@@ -285,7 +312,12 @@ async fn open(arguments: &Arguments) -> Result<Store> {
             .with_context(|| format!("reading the password from {}", file.display()))?;
         options.password = text.lines().next().map(Secret::new);
     }
-    Ok(Store::connect(options, schemas_of(None)?).await?)
+    let schemas = match arguments.mode {
+        Mode::Node => schemas_of(None)?,
+        // No application keeps anything there.
+        Mode::Notary => Vec::new(),
+    };
+    Ok(Store::connect(options, schemas).await?)
 }
 
 /// The tables of one application, or of all.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bench::{Bench, LIMITS, Op, initiate, name, only_commit, only_request, text};
 use quorate_flow::{
     Action, App, Context, Event, Flow, FlowError, FlowId, FlowRegistry, FlowStatus, HostError,
-    HostRequest, Reply, SessionId, SessionMessage,
+    HostRequest, Reply, SessionId, SessionMessage, StartRefused,
 };
 use quorate_ledger::Contract;
 use serde::{Deserialize, Serialize};
@@ -557,9 +557,16 @@ fn sessions_beyond_the_limit_wait_their_turn() {
         let (_, actions) = bench.deliver("You", id(n), true, 0, initiate(&[Op::Receive(0)]));
         bench.settle(actions);
     }
+    // One peer has as many places as are left free, and no more.
+    assert_eq!((bench.machine.len(), bench.machine.held()), (2, 3));
+    // Another one finds the place, and then waits like everybody.
+    for n in 5..7 {
+        let (_, actions) = bench.deliver("Other", id(n), true, 0, initiate(&[Op::Receive(0)]));
+        bench.settle(actions);
+    }
     assert_eq!(
         (bench.machine.len(), bench.machine.held()),
-        (LIMITS.flows, 2)
+        (LIMITS.flows, 4)
     );
     // Flows that are started here have places of their own.
     assert!(
@@ -568,13 +575,62 @@ fn sessions_beyond_the_limit_wait_their_turn() {
             .check_start("bench.Script", r#"{"ops":[]}"#)
             .is_ok()
     );
-    for n in 0..5 {
-        let (_, actions) = bench.deliver("You", id(n), true, 1, text("go"));
+    for n in 0..7 {
+        let who = if n < 5 { "You" } else { "Other" };
+        let (_, actions) = bench.deliver(who, id(n), true, 1, text("go"));
         bench.settle(actions);
     }
     assert_eq!((bench.machine.len(), bench.machine.held()), (0, 0));
     let ended = bench.steps.iter().filter(|step| step.outcome.is_some());
-    assert_eq!(ended.count(), 5);
+    assert_eq!(ended.count(), 7);
+}
+
+/// A peer with a long queue of sessions does not keep the few of others waiting until all of its own are done.
+#[test]
+fn places_go_to_the_peer_that_has_the_fewest() {
+    let mut bench = Bench::new();
+    let id = |n: u8| SessionId::from_bytes([n; 16]);
+    for n in 0..20 {
+        let (_, actions) = bench.deliver("You", id(n), true, 0, initiate(&[Op::Receive(0)]));
+        bench.settle(actions);
+    }
+    for n in 20..22 {
+        let (_, actions) = bench.deliver("Other", id(n), true, 0, initiate(&[Op::Receive(0)]));
+        bench.settle(actions);
+    }
+    let answering = |bench: &Bench, who: &str| {
+        let views = bench.machine.views();
+        views.filter(|view| view.peers.contains(&name(who))).count()
+    };
+    assert_eq!(
+        (answering(&bench, "You"), answering(&bench, "Other")),
+        (2, 1)
+    );
+    let (_, actions) = bench.deliver("Other", id(20), true, 1, text("go"));
+    bench.settle(actions);
+    assert_eq!(
+        (answering(&bench, "You"), answering(&bench, "Other")),
+        (2, 1),
+        "the place goes to the one who has none, however many of the other wait"
+    );
+}
+
+/// The node's own checks find their places when clients and peers have taken all others.
+#[test]
+fn the_nodes_own_checks_have_places_of_their_own() {
+    let mut bench = Bench::new();
+    for n in 1..=LIMITS.flows {
+        let (_, actions) = bench.start(n as u8, &[Op::Sleep(Duration::MAX)]);
+        bench.settle(actions);
+    }
+    let check = |bench: &Bench, class| bench.machine.check_start(class, r#"{"ops":[]}"#);
+    assert!(check(&bench, "bench.Script").is_err());
+    let system = bench.machine.check_start("quorate.SelfCheck", "{}");
+    // The bench has no such flow; what is refused is not the place.
+    assert!(
+        matches!(system, Err(StartRefused::UnknownFlow { .. })),
+        "{system:?}"
+    );
 }
 
 #[test]

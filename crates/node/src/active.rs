@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use quorate_flow::{Checkpoint, FlowStatus, Limits, Machine, Owner, RetryPolicy};
 use quorate_identity::{PublicKey, UnixTime, X500Name};
 use quorate_messaging::{Handle as Messaging, Security};
-use quorate_notary::{Database, NotaryMetrics};
 use quorate_runtime::tasks::{StopReport, chain};
 use quorate_runtime::{Clock, Shutdown, Tasks};
 use quorate_storage::{Fence, Relevance, Store, UnitOfWork, WriterEnd};
@@ -23,6 +22,7 @@ use crate::host::Host;
 use crate::instance::{IDENTITY, NodeError, Prepared, identity_of};
 use crate::maintenance::{Maintenance, Tables, Task};
 use crate::metrics::{FlowMetrics, MaintenanceMetrics, PostMetrics};
+use crate::notary::notary;
 use crate::operations::{DRAINING, Operations};
 use crate::post::{self, Post};
 use crate::rpc::{ListenOptions, RpcOptions, RpcServer, Users, WebServer, desk};
@@ -176,20 +176,7 @@ impl Active {
         machine.set_draining(store.setting(DRAINING).await?.as_deref() == Some("true"));
 
         let (flows, intake) = driver::intake(clock, core);
-        let notary = prepared.notary_identity(owner).map(|(identity, options)| {
-            let directory = {
-                let network = network.clone();
-                Arc::new(move |name: &X500Name| network.borrow().party(name).cloned())
-            };
-            quorate_notary::Service::new(
-                identity,
-                options,
-                Arc::new(Database::new(writer.clone())),
-                directory,
-                clock.clone(),
-                NotaryMetrics::new(metrics),
-            )
-        });
+        let notary = notary(prepared, owner, &writer, core, writing).await?;
         let (notary_service, notary_handle) = notary.unzip();
         let own: BTreeSet<X500Name> = keys.served_names().into_iter().collect();
         let post = Post::new(

@@ -395,7 +395,7 @@ fn decode(
     let certificates = root.text_or("certificatesDirectory", "certificates");
 
     let database = database::decode(root, base, dev_mode);
-    let notary = notary::decode(root, my_legal_name.as_ref());
+    let notary = notary::decode(root, base, dev_mode, my_legal_name.as_ref());
     let enterprise = root.section("enterpriseConfiguration");
     let mutual_exclusion = availability::decode(&enterprise, options, base);
     let events_to_record = maintenance::events_to_record(&enterprise);

@@ -15,7 +15,7 @@ use futures::{FutureExt, StreamExt};
 use quorate_flow::{
     Action, Checkpoint, ClientId, Envelope, Event, FlowError, FlowId, FlowOutcome, FlowStart,
     FlowStatus, FlowView, HostError, InboxId, Machine, Origin, Reply, StartRefused, StepCommit,
-    Surroundings,
+    Surroundings, standard,
 };
 use quorate_ledger::Timestamp;
 use quorate_runtime::tasks::chain;
@@ -23,7 +23,7 @@ use quorate_runtime::{Clock, Entropy, Tasks};
 use quorate_storage::{CommitError, Committed, FlowRecord, Store, UnitOfWork, Writer};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use crate::host::Host;
+use crate::host::{Host, Pool};
 use crate::metrics::FlowMetrics;
 use crate::post::Post;
 
@@ -712,9 +712,10 @@ impl Driver {
                 request,
             } => {
                 let host = Arc::clone(&self.parts.host);
+                let pool = self.pool(flow);
                 let inputs = self.intake.flows.inputs.clone();
                 self.parts.tasks.spawn("request", async move {
-                    let answer = AssertUnwindSafe(host.answer(flow, sequence, request));
+                    let answer = AssertUnwindSafe(host.answer(flow, pool, sequence, request));
                     // An answer there must be: the machine waits for it, however long it takes.
                     let result = answer.catch_unwind().await.unwrap_or_else(|panic| {
                         let why = format!(
@@ -759,6 +760,14 @@ impl Driver {
                     let _ = inputs.send(Input::Loaded { flow, checkpoint }).await;
                 });
             }
+        }
+    }
+
+    fn pool(&self, flow: FlowId) -> Pool {
+        match self.parts.machine.class(flow) {
+            Some((class, _)) if standard::is_system(class) => Pool::System,
+            Some((_, true)) => Pool::Answering,
+            _ => Pool::Own,
         }
     }
 

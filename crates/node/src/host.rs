@@ -23,12 +23,42 @@ use tokio::sync::{Semaphore, broadcast};
 
 use crate::driver::panic_text;
 
-/// Requests that are being answered at a time.
-const MAX_CONCURRENT: usize = 256;
+/// Requests of one kind of flow that are being answered at a time, see [`Pool`].
+const MAX_CONCURRENT: usize = 128;
 
-/// Side effects that are performed at a time. They are counted apart: when those of an application
+/// Side effects of one kind of flow that are performed at a time. They are counted apart: when those of an application
 /// hang, flows can still sign and verify.
-const MAX_EFFECTS: usize = 64;
+const MAX_EFFECTS: usize = 32;
+
+/// Requests of the node's own checks that are being answered at a time.
+const MAX_OF_SYSTEM: usize = 8;
+
+/// Kinds of flows that cannot take each other's turns: a node that is flooded by peers still serves its own clients, one whose
+/// clients keep it busy still answers peers, and its own checks work in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pool {
+    /// Flows that clients or services of this node have started.
+    Own,
+    /// Flows that answer other parties'.
+    Answering,
+    /// The node's own checks, on both sides.
+    System,
+}
+
+/// The turns of one kind of flow.
+struct Permits {
+    requests: Semaphore,
+    effects: Semaphore,
+}
+
+impl Permits {
+    fn new(requests: usize, effects: usize) -> Self {
+        Self {
+            requests: Semaphore::new(requests),
+            effects: Semaphore::new(effects),
+        }
+    }
+}
 
 /// Verified transactions that are kept in memory: the inputs of the near future.
 const CACHED_TRANSACTIONS: usize = 4_096;
@@ -48,8 +78,9 @@ pub(crate) struct Host {
     contracts: Arc<Contracts>,
     effects: BTreeMap<String, Arc<dyn SideEffect>>,
     notary: Option<Notary>,
-    permits: Semaphore,
-    effect_permits: Semaphore,
+    own: Permits,
+    answering: Permits,
+    system: Permits,
     cache: Mutex<Cache>,
     updates: broadcast::Sender<VaultUpdate>,
 }
@@ -137,8 +168,9 @@ impl Host {
             contracts,
             effects,
             notary,
-            permits: Semaphore::new(MAX_CONCURRENT),
-            effect_permits: Semaphore::new(MAX_EFFECTS),
+            own: Permits::new(MAX_CONCURRENT, MAX_EFFECTS),
+            answering: Permits::new(MAX_CONCURRENT, MAX_EFFECTS),
+            system: Permits::new(MAX_OF_SYSTEM, MAX_OF_SYSTEM),
             cache: Mutex::new(Cache::default()),
             updates: broadcast::Sender::new(UPDATES_KEPT),
         }
@@ -165,16 +197,22 @@ impl Host {
         }
     }
 
-    /// Answers operation `sequence` of `flow`.
+    /// Answers operation `sequence` of `flow`, which is of the kind `pool`.
     pub(crate) async fn answer(
         &self,
         flow: FlowId,
+        pool: Pool,
         sequence: u32,
         request: HostRequest,
     ) -> Result<Reply, HostError> {
+        let pool = match pool {
+            Pool::Own => &self.own,
+            Pool::Answering => &self.answering,
+            Pool::System => &self.system,
+        };
         let permits = match &request {
-            HostRequest::SideEffect { .. } => &self.effect_permits,
-            _ => &self.permits,
+            HostRequest::SideEffect { .. } => &pool.effects,
+            _ => &pool.requests,
         };
         let Ok(_permit) = permits.acquire().await else {
             return Err(HostError::Transient("the node is stopping".to_owned()));

@@ -26,6 +26,7 @@ use crate::config::NodeConfiguration;
 use crate::control::Control;
 use crate::network_map::{NetworkMap, NetworkMapError, NetworkSnapshot, OwnInfo};
 use crate::node_keys::{KeysOptions, load_or_create};
+use crate::notary::SharedLog;
 
 /// What the lease of a node is for.
 pub(crate) const RESOURCE: &str = "node";
@@ -123,6 +124,34 @@ pub enum NodeError {
         /// Whose keys they are.
         ours: String,
     },
+    /// The database that a notary's workers share.
+    #[error(
+        "the database of the notary's workers (notary.jpa.dataSourceProperties) cannot be used"
+    )]
+    NotaryStore(#[source] quorate_storage::Error),
+    /// That database belongs to another notary.
+    #[error(
+        "notary.jpa.dataSourceProperties names a database of the notary {database}, and this is a worker of {ours}: \
+         each notary has a database of its own, and its workers copies of one key"
+    )]
+    OtherNotary {
+        /// Whose database it is.
+        database: String,
+        /// Whose worker this is.
+        ours: String,
+    },
+    /// Somebody else provides the same notary, and there is no database in common.
+    #[error(
+        "{other} provides the notary {notary} as this node does, but this node keeps the spent states in its own database: \
+         a state could be spent with each of them. Give all of them the same notary.jpa.dataSourceProperties, or remove \
+         the nodeInfo file of {other} if it is gone"
+    )]
+    NotaryApart {
+        /// The notary.
+        notary: X500Name,
+        /// The other node.
+        other: X500Name,
+    },
     /// Another instance holds the lease, and this one was told not to wait.
     #[error(
         "{holder} serves this node; this instance ends, as \
@@ -169,6 +198,8 @@ pub(crate) struct Prepared {
     pub(crate) keys: NodeKeys,
     pub(crate) applications: Arc<Applications>,
     pub(crate) store: Store,
+    /// Where the notary's workers keep what is spent, if this node is one of several.
+    pub(crate) notary_log: Option<SharedLog>,
     pub(crate) network: watch::Receiver<Arc<NetworkSnapshot>>,
     pub(crate) clock: Clock,
     pub(crate) entropy: Entropy,
@@ -244,18 +275,18 @@ pub(crate) const IDENTITY: &str = "identity";
 
 /// What is compared between the machines of a node.
 pub(crate) fn identity_of(keys: &NodeKeys) -> String {
-    let of = |identity: &quorate_identity::Identity| {
-        let party = identity.party();
-        format!(
-            "{} (key {})",
-            party.name,
-            party.owning_key.to_string_short()
-        )
-    };
+    let node = identity_text(keys.legal_identity());
     match keys.notary_service() {
-        None => of(keys.legal_identity()),
-        Some(service) => format!("{}, serving {}", of(keys.legal_identity()), of(service)),
+        None => node,
+        Some(service) => format!("{node}, serving {}", identity_text(service)),
     }
+}
+
+/// An identity by name and key.
+pub(crate) fn identity_text(identity: &quorate_identity::Identity) -> String {
+    let party = identity.party();
+    let key = party.owning_key.to_string_short();
+    format!("{} (key {key})", party.name)
 }
 
 /// All machines of a node must hold the same identity: what one has signed, the others stand for.
@@ -330,15 +361,16 @@ impl Node {
             migrate::check_current(&store).await?;
         }
         check_identity(&store, &keys).await?;
-        let network = map.subscribe();
-        map.polling_every(configuration.node_info_polling)
-            .watch(&tasks);
-
         let exclusion = configuration.mutual_exclusion.clone();
         let holder = Holder::this_process(
             exclusion.machine_name.clone(),
             configuration.base_directory.to_string_lossy(),
         );
+        let notary_log = SharedLog::open(&configuration, &keys, holder.clone()).await?;
+        let network = map.subscribe();
+        map.polling_every(configuration.node_info_polling)
+            .watch(&tasks);
+
         let policy = if exclusion.on {
             Policy::Exclusive {
                 update_interval: exclusion.update_interval,
@@ -366,6 +398,7 @@ impl Node {
                 keys,
                 applications,
                 store,
+                notary_log,
                 network,
                 clock,
                 entropy,

@@ -4,7 +4,7 @@
 //! holder runs everything that serves: the flow machine with its driver, the post office between
 //! queues and peers, the notary, the doors for clients. The parts themselves live in crates of
 //! their own; here is only what joins them: roles (`instance`, `roles`, `active`), the flow driver
-//! (`driver`), answers to flows (`host`), messages (`post`), the cleaning up at certain times
+//! (`driver`), answers to flows (`host`), messages (`post`), the notary and its fellow workers (`notary`), the cleaning up at certain times
 //! ([`maintenance`]), the network map and the making of
 //! networks ([`network_map`], [`bootstrap`]), configuration ([`config`]), and the API's server
 //! ([`rpc`]). It knows nothing of ordering channels or Fabric.
@@ -24,6 +24,7 @@ pub mod maintenance;
 mod metrics;
 pub mod network_map;
 pub mod node_keys;
+mod notary;
 mod operations;
 mod post;
 mod roles;

@@ -44,6 +44,9 @@ const RENEWAL_ATTEMPTS: u32 = 3;
 /// How long giving the lease back, or closing the store, may take.
 const FAREWELL: Duration = Duration::from_secs(3);
 
+/// The health check of the database that a notary's workers share.
+const NOTARY_DATABASE: &str = "notary-database";
+
 /// How long an instance that could not go on leaves the lease to others before it competes again.
 const LOST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -98,7 +101,10 @@ impl Node {
         }
         self.publish(self.report(false, "stopping"));
         // Of what is still connected to a database that does not answer, the process's end is the end.
-        let _ = timeout(FAREWELL, self.prepared.store.close()).await;
+        let log = self.prepared.notary_log.as_ref();
+        let stores = std::iter::once(&self.prepared.store).chain(log.map(|log| &log.store));
+        let closing = futures::future::join_all(stores.map(|store| store.close()));
+        let _ = timeout(FAREWELL, closing).await;
         Ok(())
     }
 
@@ -126,10 +132,14 @@ impl Node {
                 let lost = lost.as_mut();
                 Ok(self.serve_with(active, fence, tasks, lost, told).await)
             }
-            Ok(Err(NodeError::Store(error))) if error.is_transient() => Ok(Ending::Lost(format!(
-                "the database failed while this instance was starting to serve: {}",
-                chain(&error)
-            ))),
+            Ok(Err(NodeError::Store(error) | NodeError::NotaryStore(error)))
+                if error.is_transient() =>
+            {
+                Ok(Ending::Lost(format!(
+                    "the database failed while this instance was starting to serve: {}",
+                    chain(&error)
+                )))
+            }
             Ok(Err(error)) => Err(error),
             Err(ending) => Ok(ending),
         };
@@ -179,7 +189,7 @@ impl Node {
         self.publish(self.report(false, "stopping"));
         self.control.not_serving();
         metrics.not_active();
-        for component in ["database", "flows"] {
+        for component in ["database", "flows", NOTARY_DATABASE] {
             self.health.deregister(component);
         }
         let reports = match &ending {
@@ -428,6 +438,13 @@ impl Node {
             let store = store.clone();
             async move { store.ping().await.map_err(|error| chain(&error)) }
         });
+        if let Some(log) = &self.prepared.notary_log {
+            let store = log.store.clone();
+            self.health.register(NOTARY_DATABASE, move || {
+                let store = store.clone();
+                async move { store.ping().await.map_err(|error| chain(&error)) }
+            });
+        }
         let flows = active.flows().clone();
         self.health.register("flows", move || {
             let flows = flows.clone();

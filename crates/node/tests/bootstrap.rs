@@ -149,6 +149,10 @@ fn assert_keys(report: &BootstrapReport, expected: &[KeysChange]) {
     assert_eq!(keys, expected, "{report}");
 }
 
+/// The database that the workers of a notary share.
+const SHARED: &str =
+    "jpa.dataSourceProperties.dataSource.url = \"jdbc:postgresql://127.0.0.1/notary\"";
+
 #[test]
 fn three_configurations_become_a_network() {
     let workshop = Workshop::new();
@@ -283,8 +287,9 @@ fn a_node_is_added_and_the_others_keep_their_identities() {
 fn a_network_for_real_has_an_authority_of_its_own() {
     let workshop = Workshop::new();
     let service = "O=Notary Service, L=London, C=GB";
-    let notary =
-        format!("{REAL}notary {{ validating = false, serviceLegalName = \"{service}\" }}\n");
+    let notary = format!(
+        "{REAL}notary {{ validating = false, serviceLegalName = \"{service}\", {SHARED} }}\n"
+    );
     workshop.put("a_node.conf", &configuration("PartyA", 10000, REAL));
     workshop.put("n1_node.conf", &configuration("Worker1", 10010, &notary));
     let first = workshop.run().unwrap();
@@ -472,7 +477,7 @@ fn what_cannot_be_a_network_is_refused_before_anything_is_written() {
     );
     let member = |validating| {
         format!(
-            "notary {{ validating = {validating}, serviceLegalName = \"O=Service, L=London, C=GB\" }}\n"
+            "notary {{ validating = {validating}, serviceLegalName = \"O=Service, L=London, C=GB\", {SHARED} }}\n"
         )
     };
     refused(
@@ -481,6 +486,14 @@ fn what_cannot_be_a_network_is_refused_before_anything_is_written() {
             ("y_node.conf", other(10010, &member(false))),
         ],
         &["only one of them is validating"],
+    );
+    let apart = "notary { validating = false, serviceLegalName = \"O=Service, L=London, C=GB\" }\n";
+    refused(
+        &[
+            ("x_node.conf", party(10000, apart)),
+            ("y_node.conf", other(10010, apart)),
+        ],
+        &["do not share a database", "notary.jpa.dataSourceProperties"],
     );
     let usurper =
         "notary { validating = false, serviceLegalName = \"O=PartyA, L=London, C=GB\" }\n";

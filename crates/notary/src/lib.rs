@@ -23,4 +23,4 @@ pub use service::{
     BATCH_INPUT_STATES, BATCH_SIZE, Directory, ETA_THRESHOLD, Identity, Options, QUEUE_SIZE,
     Service, Sink,
 };
-pub use uniqueness::{Batch, Database, Uniqueness, UniquenessError};
+pub use uniqueness::{Batch, Database, Shared, Uniqueness, UniquenessError};

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use quorate_flow::InboxId;
 use quorate_storage::{
@@ -55,6 +56,67 @@ pub trait Uniqueness: Send + Sync + 'static {
 }
 
 type Decided = Result<(Vec<NotaryResult>, Vec<Queued>), UniquenessError>;
+
+/// The provider over a database that the workers of a notary share, apart from each worker's own.
+///
+/// The decisions are durable there before the answers are in the worker's own database: a worker that dies in between
+/// decides the same requests once more, and decisions are the same each time.
+pub struct Shared {
+    log: Writer,
+    writer: Writer,
+}
+
+impl Shared {
+    /// Spent states in the database behind `log`; messages in that behind `writer`.
+    pub fn new(log: Writer, writer: Writer) -> Self {
+        Self { log, writer }
+    }
+
+    async fn decide(
+        &self,
+        entries: Vec<NotaryEntry>,
+    ) -> Result<Vec<NotaryResult>, UniquenessError> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut unit = UnitOfWork::new();
+        unit.notary = Some(NotaryCommit {
+            entries,
+            respond: Arc::new(|_| Ok(Vec::new())),
+        });
+        match self.log.commit(unit).await {
+            Ok(committed) => Ok(committed.notary),
+            // Deciding again is harmless even if it is not known whether the first time counts.
+            Err(source) => Err(UniquenessError {
+                transient: matches!(source, CommitError::Transient(_) | CommitError::Unknown(_)),
+                source,
+            }),
+        }
+    }
+}
+
+impl Uniqueness for Shared {
+    fn commit(&self, batch: Batch) -> Pin<Box<dyn Future<Output = Decided> + Send + '_>> {
+        Box::pin(async move {
+            let results = self.decide(batch.entries).await?;
+            let outgoing = (batch.respond)(&results).map_err(|reason| UniquenessError {
+                source: CommitError::Refused(Arc::new(Refusal::Unanswered(reason))),
+                transient: true,
+            })?;
+            if batch.consumed.is_empty() && outgoing.is_empty() {
+                return Ok((results, Vec::new()));
+            }
+            let mut unit = UnitOfWork::new();
+            unit.consumed = batch.consumed;
+            unit.outgoing = outgoing;
+            let committed = self.writer.commit(unit).await.map_err(|source| {
+                let transient = matches!(source, CommitError::Transient(_));
+                UniquenessError { source, transient }
+            })?;
+            Ok((results, committed.outgoing))
+        })
+    }
+}
 
 /// The provider over the node's own database.
 pub struct Database {

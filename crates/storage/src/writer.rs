@@ -558,6 +558,10 @@ impl WriterService {
             let sql = "SELECT set_config('synchronous_commit', 'on', false)
                        WHERE current_setting('synchronous_commit') = 'off'";
             connection.fetch(sql, values![]).await.doing(doing)?;
+            // Whatever the server's default, a statement sees what was committed before it began: what is read after
+            // waiting for a lock is not older than the lock.
+            let sql = "SELECT set_config('default_transaction_isolation', 'read committed', false)";
+            connection.fetch(sql, values![]).await.doing(doing)?;
         }
         self.lost = None;
         self.session = Some(Session {

@@ -20,3 +20,4 @@ mod kill;
 mod operators;
 mod standby;
 mod support;
+mod workers;

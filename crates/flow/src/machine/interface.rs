@@ -173,8 +173,12 @@ pub struct Limits {
     /// Flows that have not ended: so many that were started here, beyond which starts are refused,
     /// and so many that answer peers, beyond which their sessions are held. The two are counted
     /// apart because flows wait for flows that answer them: started ones must not take their
-    /// places.
+    /// places. Of the places for answering, one peer gets no more than there are free ones left:
+    /// alone half of them, and whoever comes later still finds room.
     pub flows: usize,
+    /// Further places of both kinds for the node's own checks
+    /// ([`standard::is_system`](crate::standard::is_system)), which must work when nothing else does.
+    pub system_flows: usize,
     /// Messages that wait for one flow; a peer that sends more has its session ended.
     pub mail_per_flow: usize,
 }
@@ -183,6 +187,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             flows: 50_000,
+            system_flows: 100,
             mail_per_flow: 1_000,
         }
     }

@@ -12,6 +12,7 @@ use crate::cell::{Mail, SessionState};
 use crate::commit::{FlowStart, InboxId, Origin};
 use crate::ids::SessionId;
 use crate::message::{Envelope, SessionMessage};
+use crate::standard;
 
 /// Sessions that wait until flows may start again; beyond it sessions are refused.
 const MAX_HELD_SESSIONS: usize = 10_000;
@@ -30,41 +31,58 @@ struct Delivery {
 /// Sessions that peers have opened while no flow may start, each with what followed.
 #[derive(Default)]
 pub(super) struct Held {
-    /// In the order in which they may start: our own first, then by arrival.
-    sessions: BTreeMap<Place, VecDeque<Delivery>>,
-    places: BTreeMap<(X500Name, SessionId), Place>,
+    /// Of each peer, in the order of arrival.
+    peers: BTreeMap<X500Name, BTreeMap<u64, Conversation>>,
+    places: BTreeMap<(X500Name, SessionId), u64>,
     arrivals: u64,
     messages: usize,
 }
 
-/// Whether another party's, and the number of its arrival.
-type Place = (bool, u64);
+/// What a peer has said so far in a session that waits.
+type Conversation = VecDeque<Delivery>;
 
 impl Held {
     pub(super) fn messages(&self) -> usize {
         self.messages
     }
 
-    fn follow(&mut self, key: &(X500Name, SessionId)) -> Option<&mut VecDeque<Delivery>> {
+    fn follow(&mut self, key: &(X500Name, SessionId)) -> Option<&mut Conversation> {
         let place = self.places.get(key)?;
-        self.sessions.get_mut(place)
+        self.peers.get_mut(&key.0)?.get_mut(place)
     }
 
-    fn hold(&mut self, foreign: bool, first: Delivery) {
+    /// Whether one more session of this peer may wait: there is room, and more of it is free than the peer has.
+    fn has_room_for(&self, peer: &X500Name) -> bool {
+        let held = self.peers.get(peer).map_or(0, BTreeMap::len);
+        held + self.places.len() < MAX_HELD_SESSIONS
+    }
+
+    fn hold(&mut self, first: Delivery) {
         self.arrivals += 1;
         self.messages += 1;
-        let place = (foreign, self.arrivals);
-        let key = (first.envelope.sender.clone(), first.envelope.session);
-        self.places.insert(key, place);
-        self.sessions.insert(place, VecDeque::from([first]));
+        let (peer, session) = (first.envelope.sender.clone(), first.envelope.session);
+        self.places.insert((peer.clone(), session), self.arrivals);
+        let held = self.peers.entry(peer).or_default();
+        held.insert(self.arrivals, VecDeque::from([first]));
     }
 
-    fn pop(&mut self) -> Option<VecDeque<Delivery>> {
-        let (_, deliveries) = self.sessions.pop_first()?;
+    /// The class and the arrival of each peer's first session.
+    fn firsts(&self) -> impl Iterator<Item = (&X500Name, u64, &str)> {
+        self.peers.iter().filter_map(|(peer, held)| {
+            let (arrival, conversation) = held.first_key_value()?;
+            Some((peer, *arrival, conversation.front()?.class()))
+        })
+    }
+
+    fn pop(&mut self, peer: &X500Name) -> Option<Conversation> {
+        let held = self.peers.get_mut(peer)?;
+        let (_, deliveries) = held.pop_first()?;
+        if held.is_empty() {
+            self.peers.remove(peer);
+        }
         self.messages -= deliveries.len();
         if let Some(Delivery { envelope, .. }) = deliveries.front() {
-            let key = (envelope.sender.clone(), envelope.session);
-            self.places.remove(&key);
+            self.places.remove(&(peer.clone(), envelope.session));
         }
         Some(deliveries)
     }
@@ -130,22 +148,30 @@ impl Machine {
     fn on_initiate(&mut self, now: Timestamp, delivery: Delivery, out: &mut Vec<Action>) {
         let envelope = &delivery.envelope;
         let flow = FlowId::of_responder(&envelope.sender, envelope.session);
-        let own = self.surroundings.local(&envelope.sender).is_some();
         if self.runs.contains_key(&flow) {
             // The flow that answers it is here, and does not know it: it cannot be read.
             self.stray(delivery);
-        } else if self.may_answer(own) {
+        } else if self.may_answer(&envelope.sender, delivery.class()) {
             self.answer(now, flow, delivery, out);
-        } else if self.held.sessions.len() < MAX_HELD_SESSIONS {
-            self.held.hold(!own, delivery);
+        } else if self.held.has_room_for(&envelope.sender) {
+            self.held.hold(delivery);
         } else {
             let why = "this node starts no flows now, and too many wait already; try again later";
             self.reject(delivery, why.to_owned(), out);
         }
     }
 
-    fn may_answer(&self, own: bool) -> bool {
-        (own || !self.draining) && self.answering < self.limits.flows
+    /// Whether there is a place for a flow that answers this peer.
+    fn may_answer(&self, peer: &X500Name, class: &str) -> bool {
+        let own = self.surroundings.local(peer).is_some();
+        if own && standard::is_system(class) {
+            return self.places.system_answering < self.limits.system_flows;
+        }
+        let free = self.limits.flows.saturating_sub(self.places.answering);
+        match own {
+            true => free > 0,
+            false => !self.draining && self.places.of_peer(peer) < free,
+        }
     }
 
     /// Starts the responder of a session.
@@ -268,13 +294,21 @@ impl Machine {
         }
     }
 
-    /// Lets in what waited until flows may start again.
+    /// Lets in what waited until flows may start again: our own sessions first, then of the peers for which the fewest
+    /// flows work whichever came first.
     pub(super) fn release_held(&mut self, now: Timestamp, out: &mut Vec<Action>) {
-        while let Some(((foreign, _), _)) = self.held.sessions.first_key_value() {
-            if !self.may_answer(!foreign) {
-                return;
-            }
-            for delivery in self.held.pop().into_iter().flatten() {
+        while self.held.messages > 0 {
+            let due = self
+                .held
+                .firsts()
+                .filter(|(peer, _, class)| self.may_answer(peer, class))
+                .min_by_key(|(peer, arrival, _)| {
+                    let foreign = self.surroundings.local(peer).is_none();
+                    (foreign, self.places.of_peer(peer), *arrival)
+                });
+            let Some((peer, ..)) = due else { return };
+            let peer = peer.clone();
+            for delivery in self.held.pop(&peer).into_iter().flatten() {
                 self.on_deliver(now, delivery.inbox, delivery.envelope, delivery.seed, out);
             }
         }
@@ -282,6 +316,14 @@ impl Machine {
 }
 
 impl Delivery {
+    /// The flow that is to be answered, if this is the first message of a session.
+    fn class(&self) -> &str {
+        match &self.envelope.body {
+            SessionMessage::Initiate { flow, .. } => flow,
+            _ => "",
+        }
+    }
+
     /// The message, or an error in its place if it is the first of too many.
     fn complaining_beyond(mut self, limit: usize, waiting: usize) -> Self {
         if waiting >= limit {

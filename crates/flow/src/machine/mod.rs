@@ -27,6 +27,7 @@ mod step;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
+use quorate_identity::X500Name;
 use quorate_ledger::Timestamp;
 
 use crate::cell::Cell;
@@ -36,6 +37,7 @@ use crate::ids::{FlowId, SessionId};
 use crate::journal::Entry;
 use crate::message::Owner;
 use crate::registry::{Body, FlowRegistry};
+use crate::standard;
 
 pub use interface::{
     Action, Event, FlowTimeout, FlowView, Limits, RetryPolicy, SigningRetries, StartRefused,
@@ -53,8 +55,8 @@ pub struct Machine {
     retries: RetryPolicy,
     runs: BTreeMap<FlowId, Run>,
     census: Census,
-    /// How many of the flows answer other parties' flows.
-    answering: usize,
+    /// How many flows there are of each kind that has places of its own.
+    places: Places,
     /// How many of the flows have a checkpoint that cannot be read.
     unreadable: usize,
     /// Which flow a session's messages go to; the flag tells whether it is the initiator.
@@ -94,6 +96,41 @@ impl Ghosts {
             self.0.remove(&flow);
         }
         true
+    }
+}
+
+/// How many flows there are of each kind that has places of its own, so that none can take the others'.
+#[derive(Default)]
+struct Places {
+    started: usize,
+    answering: usize,
+    system_started: usize,
+    system_answering: usize,
+    /// Of the answering ones, those for each other party.
+    peers: BTreeMap<X500Name, usize>,
+}
+
+impl Places {
+    fn of(&mut self, run: &Run) -> &mut usize {
+        match (run.answers(), standard::is_system(&run.start.class)) {
+            (false, false) => &mut self.started,
+            (false, true) => &mut self.system_started,
+            (true, false) => &mut self.answering,
+            (true, true) => &mut self.system_answering,
+        }
+    }
+
+    fn of_peer(&self, peer: &X500Name) -> usize {
+        self.peers.get(peer).copied().unwrap_or_default()
+    }
+
+    fn leave(&mut self, peer: &X500Name) {
+        if let Some(count) = self.peers.get_mut(peer) {
+            *count -= 1;
+            if *count == 0 {
+                self.peers.remove(peer);
+            }
+        }
     }
 }
 
@@ -150,7 +187,7 @@ impl Machine {
             retries,
             runs: BTreeMap::new(),
             census: Census::default(),
-            answering: 0,
+            places: Places::default(),
             unreadable: 0,
             routes: BTreeMap::new(),
             timers: Timers::default(),
@@ -187,10 +224,12 @@ impl Machine {
         if self.draining {
             return Err(StartRefused::Draining);
         }
-        if self.runs.len() - self.answering >= self.limits.flows {
-            return Err(StartRefused::Busy {
-                limit: self.limits.flows,
-            });
+        let (taken, limit) = match standard::is_system(class) {
+            true => (self.places.system_started, self.limits.system_flows),
+            false => (self.places.started, self.limits.flows),
+        };
+        if taken >= limit {
+            return Err(StartRefused::Busy { limit });
         }
         if !self.registry.is_startable(class) {
             let known: Vec<_> = self.registry.startable().collect();
@@ -247,6 +286,12 @@ impl Machine {
     /// One flow as operators see it.
     pub fn view(&self, flow: FlowId) -> Option<FlowView> {
         self.runs.get(&flow).map(|run| run.view(flow))
+    }
+
+    /// The registered name of a flow, and whether it answers another party's.
+    pub fn class(&self, flow: FlowId) -> Option<(&str, bool)> {
+        let run = self.runs.get(&flow)?;
+        Some((run.start.class.as_str(), run.answers()))
     }
 
     /// Applies an event at the time `now`.
@@ -364,7 +409,10 @@ impl Machine {
     /// Takes a flow into the books.
     fn admit(&mut self, flow: FlowId, run: Run) {
         self.census.enter(run.status);
-        self.answering += usize::from(run.answers());
+        *self.places.of(&run) += 1;
+        if let Some(peer) = run.foreign_peer() {
+            *self.places.peers.entry(peer.clone()).or_default() += 1;
+        }
         match &run.base {
             Base::Known(header) => {
                 let routes = header.sessions.iter();
@@ -380,7 +428,10 @@ impl Machine {
     fn expel(&mut self, flow: FlowId) -> Option<Run> {
         let mut run = self.runs.remove(&flow)?;
         self.census.leave(run.status);
-        self.answering -= usize::from(run.answers());
+        *self.places.of(&run) -= 1;
+        if let Some(peer) = run.foreign_peer() {
+            self.places.leave(peer);
+        }
         self.timers.set(flow, &mut run, None);
         match &run.base {
             Base::Known(header) => {

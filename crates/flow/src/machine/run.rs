@@ -14,6 +14,7 @@ use crate::ids::{FlowId, SessionId};
 use crate::journal::{ENTRY_VERSION, Entry, decode_entry, decode_versioned};
 use crate::message::SessionMessage;
 use crate::registry::Body;
+use crate::standard;
 
 /// A flow's header, as its checkpoint keeps it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -204,6 +205,14 @@ impl Run {
     /// Whether the flow answers another party's flow.
     pub(super) fn answers(&self) -> bool {
         matches!(self.start.origin, Origin::Peer { .. })
+    }
+
+    /// The other party for which the flow takes one of that party's places: none for the node's own checks.
+    pub(super) fn foreign_peer(&self) -> Option<&X500Name> {
+        match &self.start.origin {
+            Origin::Peer { name } if !standard::is_system(&self.start.class) => Some(name),
+            _ => None,
+        }
     }
 
     /// Drops the body and the step under way; keeps the mail.

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use quorate_ledger::Contract;
 
-use crate::registry::{App, FlowRegistry};
+use crate::registry::{App, Flow, FlowRegistry};
 
 pub use exchange::{
     MAX_DEPENDENCIES, MAX_DEPENDENCY_BYTES, Received, receive_transaction, send_transaction,
@@ -35,6 +35,11 @@ pub use notarise::{NOTARISE, VALIDATING_NOTARISE, notarise};
 pub use notary_change::ChangeNotary;
 pub use self_check::SelfCheck;
 pub use signatures::{collect_signatures, sign_transaction};
+
+/// Whether a flow is one of the node's own checks. They have places of their own.
+pub fn is_system(flow: &str) -> bool {
+    flow == <SelfCheck as Flow>::NAME
+}
 
 /// The application that every node has installed.
 pub struct Standard;

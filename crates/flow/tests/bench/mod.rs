@@ -279,6 +279,7 @@ pub(crate) struct Bench {
 
 pub(crate) const LIMITS: Limits = Limits {
     flows: 3,
+    system_flows: 1,
     mail_per_flow: 4,
 };
 

@@ -99,6 +99,19 @@ pub enum BootstrapError {
         /// The other.
         second: X500Name,
     },
+    /// Members of one notary service without a database in common.
+    #[error(
+        "{first} and {second} provide the notary service {service}, but do not share a database: each would let a state be \
+         spent that the other knows as spent; give both the same notary.jpa.dataSourceProperties"
+    )]
+    NotaryDatabases {
+        /// The service.
+        service: X500Name,
+        /// One node.
+        first: X500Name,
+        /// The other.
+        second: X500Name,
+    },
     /// A notary service with a node's name.
     #[error(
         "the notary service of {provider} is named like the node {service}; give it a serviceLegalName of its own"

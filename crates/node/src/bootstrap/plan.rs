@@ -211,6 +211,13 @@ impl Plan {
                         second: node.name().clone(),
                     });
                 }
+                Some(other) if !shares_a_database(other, node) => {
+                    return Err(BootstrapError::NotaryDatabases {
+                        service: service.clone(),
+                        first: other.name().clone(),
+                        second: node.name().clone(),
+                    });
+                }
                 Some(_) => {}
                 None => {
                     services.insert(service, node);
@@ -219,6 +226,16 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// Whether two workers of a notary see what the other one has decided, as far as their configurations tell: each may have
+/// a name of its own for the database's server.
+fn shares_a_database(one: &PlannedNode, other: &PlannedNode) -> bool {
+    let shared = |node: &PlannedNode| {
+        let notary = node.configuration.notary.as_ref();
+        notary.is_some_and(|notary| notary.shared_database.is_some())
+    };
+    shared(one) && shared(other)
 }
 
 fn insert(

@@ -33,7 +33,22 @@ pub struct DatabaseConfiguration {
     pub connect_timeout: Option<Duration>,
 }
 
+/// After how long the server ends the transaction of a worker that has stopped in the middle of it: the other workers wait
+/// for it.
+const STOPPED_WORKER: Duration = Duration::from_secs(2);
+
+/// Connections for reading what a notary's workers share: they hardly read.
+const SHARED_READERS: u32 = 2;
+
 impl DatabaseConfiguration {
+    /// What the store is opened with that a notary's workers share.
+    pub fn shared_store_options(&self) -> Options {
+        let mut options = self.store_options();
+        options.readers = self.readers.unwrap_or(SHARED_READERS);
+        options.idle_transaction_timeout = STOPPED_WORKER;
+        options
+    }
+
     /// What the store is opened with.
     pub fn store_options(&self) -> Options {
         let mut options = Options::new(self.url.clone());
@@ -65,7 +80,11 @@ pub(super) fn decode(
     let properties = root.section("dataSourceProperties");
     let source = properties.section("dataSource");
     let class = class_name(&properties);
-    let url = match url(&source) {
+    let found = match url(&source, "url") {
+        Url::Missing => url(&properties, "jdbcUrl"),
+        found => found,
+    };
+    let url = match found {
         Url::Is(url) => Some(url),
         Url::Wrong => None,
         Url::Missing if !properties.is_present() || class == Some(Engine::Sqlite) => {
@@ -99,8 +118,9 @@ pub(super) fn decode(
             );
         }
     }
-    let user = source.text("user");
+    let user = source.text("user").or_else(|| properties.text("username"));
     let password = source.secret("password");
+    let password = password.or_else(|| properties.secret("password"));
     let is_sqlite = matches!(url, Some(DatabaseUrl::Sqlite { .. }));
     if is_sqlite && (user.is_some() || password.is_some()) {
         source.warning("user", "has no effect: a SQLite file has no users");
@@ -207,9 +227,9 @@ enum Url {
     Is(DatabaseUrl),
 }
 
-fn url(source: &Section<'_>) -> Url {
-    let Some(text) = source.raw_text("url") else {
-        return if source.has("url") {
+fn url(source: &Section<'_>, key: &str) -> Url {
+    let Some(text) = source.raw_text(key) else {
+        return if source.has(key) {
             Url::Wrong
         } else {
             Url::Missing
@@ -217,15 +237,15 @@ fn url(source: &Section<'_>) -> Url {
     };
     match text.parse::<DatabaseUrl>() {
         Ok(url) => {
-            source.show("url", url.to_string());
+            source.show(key, url.to_string());
             Url::Is(url)
         }
         Err(UrlError::Engine { engine }) => {
-            source.problem("url", refusal(engine_name(&engine)));
+            source.problem(key, refusal(engine_name(&engine)));
             Url::Wrong
         }
         Err(error) => {
-            source.problem("url", error.to_string());
+            source.problem(key, error.to_string());
             Url::Wrong
         }
     }

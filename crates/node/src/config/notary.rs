@@ -1,10 +1,13 @@
 //! `notary`.
 
+use std::path::Path;
 use std::time::Duration;
 
 use quorate_identity::X500Name;
 use quorate_notary::{BATCH_INPUT_STATES, BATCH_SIZE, ETA_THRESHOLD, Options, QUEUE_SIZE};
 use quorate_runtime::config::Section;
+
+use super::database::DatabaseConfiguration;
 
 /// The notary of this node.
 #[derive(Debug, Clone)]
@@ -21,6 +24,8 @@ pub struct NotaryConfiguration {
     pub batch_input_states: usize,
     /// Requests that may wait.
     pub queue_size: usize,
+    /// The database in which the workers of the notary keep what is spent, if it is not the node's own.
+    pub shared_database: Option<DatabaseConfiguration>,
 }
 
 impl NotaryConfiguration {
@@ -38,6 +43,8 @@ impl NotaryConfiguration {
 
 pub(super) fn decode(
     root: &Section<'_>,
+    base: &Path,
+    dev_mode: bool,
     my_legal_name: Option<&X500Name>,
 ) -> Option<NotaryConfiguration> {
     let section = root.section("notary");
@@ -83,8 +90,12 @@ pub(super) fn decode(
             "batches form by themselves while the one before is being committed",
         );
     }
-    for key in ["dataSourceProperties", "database", "dataSource"] {
-        jpa.refused(key, "the notary keeps its states in the node's own database; configure that one and remove this");
+    let shared_database = shared_database(&jpa, base, dev_mode);
+    if shared_database.is_some() && service_legal_name.is_none() {
+        section.problem(
+            "serviceLegalName",
+            "is missing: a notary whose workers share a database has a name of its own, the same on all of them",
+        );
     }
     jpa.finish();
     section.finish();
@@ -95,7 +106,28 @@ pub(super) fn decode(
         batch_size,
         batch_input_states,
         queue_size,
+        shared_database,
     })
+}
+
+/// The database that the workers of a notary share, if they do.
+fn shared_database(
+    jpa: &Section<'_>,
+    base: &Path,
+    dev_mode: bool,
+) -> Option<DatabaseConfiguration> {
+    jpa.refused(
+        "dataSource",
+        "write dataSourceProperties { dataSource { url = … } }, as for the node's own database",
+    );
+    if jpa.has("dataSourceProperties") {
+        return super::database::decode(jpa, base, dev_mode);
+    }
+    jpa.unneeded(
+        "database",
+        "without dataSourceProperties the notary's states are in the node's own database",
+    );
+    None
 }
 
 /// Which provider of uniqueness is meant: by Corda's class name or by its section.

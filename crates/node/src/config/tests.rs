@@ -451,6 +451,11 @@ fn values_that_cannot_be_are_refused_with_the_way_out() {
             "Raft",
         ),
         (
+            "notary { validating = false, jpa.dataSourceProperties.jdbcUrl = \"jdbc:postgresql://db/notary\" }",
+            "notary.serviceLegalName",
+            "share a database",
+        ),
+        (
             "notary { validating = false, mysql {} }",
             "notary.mysql",
             "MySQL",

@@ -13,3 +13,4 @@ mod crowds;
 mod model;
 mod requests;
 mod support;
+mod workers;

@@ -33,7 +33,7 @@ pub(crate) const NOON: i64 = 1_700_000_000_000_000;
 
 /// A database that is gone after the test.
 pub(crate) struct Db {
-    options: quorate_storage::Options,
+    pub(crate) options: quorate_storage::Options,
     _directory: tempfile::TempDir,
     _server: Option<Arc<Postgres>>,
 }

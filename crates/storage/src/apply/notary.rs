@@ -2,6 +2,10 @@
 //!
 //! All entries of all units are decided in order against what is stored and what was decided before them in the same
 //! database transaction. Two reads and two writes serve any number of entries.
+//!
+//! Several processes may decide in one database, each under a lease of its own: the workers of a notary. They take turns,
+//! because what one reads must still be true when it commits (also of states that are only read, on which no key
+//! collides). A turn is a locked row: it ends with the database transaction, whatever becomes of the process.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,6 +28,10 @@ batch!(INSERT_STATES, 0, [tx: Bytes, number: Int, consumer: Bytes],
 batch!(INSERT_TRANSACTIONS, 1, [tx: Bytes, requester: Text, evidence: Bytes],
     "INSERT INTO notary_transactions (tx_id, requester, request_signature, committed_at)
      SELECT d.tx, d.requester, d.evidence, $1 FROM {rows} WHERE true");
+
+/// Locks the row against other workers until the end of the database transaction, and counts what they decide.
+const TAKE_TURN: &str = "INSERT INTO counters (name, value) VALUES ('notary', 1)
+     ON CONFLICT (name) DO UPDATE SET value = counters.value + 1";
 
 pub(crate) fn tx_id(bytes: Vec<u8>) -> Result<TxId, Error> {
     let bytes = <[u8; 32]>::try_from(bytes).map_err(|bytes| Error::Corrupt {
@@ -57,6 +65,11 @@ pub(super) async fn apply(
     if units.iter().all(|unit| unit.notary.is_none()) {
         return Ok(());
     }
+    batch
+        .connection
+        .execute(TAKE_TURN, values![])
+        .await
+        .doing(doing)?;
     let asked: BTreeSet<TxId> = requests().map(|entry| entry.tx).collect();
     let rows = asked.iter().flat_map(|tx| values![tx.as_bytes()]).collect();
     let mut done = BTreeSet::new();

@@ -285,6 +285,9 @@ pub(crate) async fn reconcile(
 ) -> Result<()> {
     let mut ledgers = Vec::new();
     let mut notarised = BTreeMap::new();
+    if let Some(log) = &network.notary_log {
+        notarised = Books::open(log).await?.notarised().await?;
+    }
     for machine in network
         .machines
         .iter()
@@ -297,7 +300,7 @@ pub(crate) async fn reconcile(
             .with_context(|| format!("the writers of {}", machine.organisation))?;
         if machine.organisation == "Notary" {
             notarised = books.notarised().await?;
-        } else {
+        } else if !machine.organisation.starts_with("Worker") {
             ledgers.push(books.ledger(machine.organisation).await?);
         }
     }

@@ -32,6 +32,8 @@ use super::{PATIENCE, POLL};
 
 /// User and password of every node's RPC; the ports are this machine's only.
 pub(crate) const USER: &str = "tester";
+/// The name of the notary that has workers.
+pub(crate) const SERVICE: &str = "O=Notary Service, L=Zurich, C=CH";
 /// How long one HTTP request may take.
 const HTTP_PATIENCE: Duration = Duration::from_secs(2);
 /// Largest answer that is read over HTTP, in bytes.
@@ -67,6 +69,10 @@ pub(crate) struct NodePlan {
     pub(crate) database_gate: bool,
     /// A gate between the peers and the node's first machine.
     pub(crate) peer_gate: bool,
+    /// A worker of the notary service, with a database that all of them share.
+    pub(crate) worker: bool,
+    /// What its configuration says besides.
+    pub(crate) more: &'static str,
     /// The one port on which peers reach all machines, if there is a load balancer.
     pub(crate) front: Option<u16>,
 }
@@ -84,8 +90,21 @@ impl NodePlan {
             intervals: (UPDATE, WAIT),
             database_gate: false,
             peer_gate: false,
+            worker: false,
+            more: "",
             front: None,
         }
+    }
+
+    pub(crate) fn worker(organisation: &'static str) -> Self {
+        Self {
+            worker: true,
+            ..Self::single(organisation)
+        }
+    }
+
+    pub(crate) fn with(self, more: &'static str) -> Self {
+        Self { more, ..self }
     }
 
     pub(crate) fn with_database_gate(self) -> Self {
@@ -110,6 +129,8 @@ pub(crate) struct Network {
     pub(crate) machines: Vec<Machine>,
     pub(crate) peer_gates: BTreeMap<&'static str, Gate>,
     pub(crate) postgres: Option<Arc<Postgres>>,
+    /// The database that the workers of the notary share, if it has workers.
+    pub(crate) notary_log: Option<DatabasePlace>,
     program: PathBuf,
     directory: Option<tempfile::TempDir>,
 }
@@ -150,6 +171,7 @@ impl Network {
             machines: Vec::new(),
             peer_gates: BTreeMap::new(),
             postgres,
+            notary_log: None,
             program,
             directory: Some(directory),
         };
@@ -176,17 +198,10 @@ impl Network {
             _ => "L=New York, C=US",
         };
         let name: X500Name = format!("O={}, {place}", node.organisation).parse()?;
-        let database = match &self.postgres {
-            None => DatabasePlace::Sqlite(self.path().join(format!("{}.db", node.organisation))),
-            Some(postgres) => {
-                let database = node.organisation.to_ascii_lowercase();
-                postgres.create_database(&database)?;
-                DatabasePlace::Postgres {
-                    database,
-                    server: Arc::clone(postgres),
-                }
-            }
-        };
+        let database = self.new_database(node.organisation)?;
+        if node.worker && self.notary_log.is_none() {
+            self.notary_log = Some(self.new_database("Shared")?);
+        }
         let ports: Vec<Ports> = node
             .machines
             .iter()
@@ -215,6 +230,14 @@ impl Network {
             };
             let mut configuration = configuration(&name, &ports, &advertised, node.notary);
             configuration.push_str(&database.configuration(database_port));
+            configuration.push_str(node.more);
+            if let (true, Some(log)) = (node.worker, &self.notary_log) {
+                let _ = writeln!(
+                    configuration,
+                    "notary {{ validating = false, serviceLegalName = \"{SERVICE}\", jpa {{ {} }} }}",
+                    log.configuration(None)
+                );
+            }
             if node.machines.len() > 1 || !exclusion.is_empty() {
                 let (update, wait) = node.intervals;
                 // Writing to a String cannot fail.
@@ -248,6 +271,19 @@ impl Network {
             self.machines.push(machine);
         }
         Ok(())
+    }
+
+    fn new_database(&self, name: &str) -> Result<DatabasePlace> {
+        let Some(postgres) = &self.postgres else {
+            let file = self.path().join(format!("{name}.db"));
+            return Ok(DatabasePlace::Sqlite(file));
+        };
+        let database = name.to_ascii_lowercase();
+        postgres.create_database(&database)?;
+        Ok(DatabasePlace::Postgres {
+            database,
+            server: Arc::clone(postgres),
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
