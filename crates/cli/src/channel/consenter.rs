@@ -182,7 +182,9 @@ pub(super) async fn run(command: Command) -> Result<ExitCode> {
         } => {
             let ended = change(&common, |config| {
                 known(config, &address)?;
-                Ok(consenter(&address, Some(certificates.wanted())))
+                let certificates = certificates.wanted();
+                unused(config, &address, &certificates)?;
+                Ok(consenter(&address, Some(certificates)))
             })
             .await?;
             if common.handling.submits() {
@@ -220,6 +222,23 @@ fn known(config: &ChannelConfig, address: &str) -> Result<()> {
             config.channel_id(),
             addresses.join(", ")
         );
+    }
+    Ok(())
+}
+
+/// Consenters are told apart by their certificates.
+fn unused(config: &ChannelConfig, address: &str, wanted: &WantedConsenter) -> Result<()> {
+    for file in [&wanted.client_tls_cert, &wanted.server_tls_cert] {
+        let pem = super::read(Path::new(file))?;
+        let consenters = config.raft_metadata().consenters.iter();
+        for other in consenters.filter(|one| health::address(one) != address) {
+            if other.client_tls_cert == pem || other.server_tls_cert == pem {
+                bail!(
+                    "{file} is the certificate of consenter {}: each has its own",
+                    health::address(other)
+                );
+            }
+        }
     }
     Ok(())
 }
@@ -329,6 +348,7 @@ impl Adding {
 
     fn as_consenter(&self, config: &ChannelConfig) -> Result<Wanted> {
         let (address, certificates) = &self.consenter;
+        unused(config, address, certificates)?;
         if addresses(config).contains(address) {
             // The same certificates again are no change; others are a rotation, which has its own command.
             let same = config.raft_metadata().consenters.iter().any(|one| {

@@ -56,9 +56,11 @@ pub(super) async fn run(arguments: &Arguments) -> Result<ExitCode> {
             let config = wanted.apply(&current.config, &BesideConfigtx(folder))?;
             Proposal::of(&session, &current, &config, handling)?
         }
-        Change::Update(update) => Some(Proposal::signed_by_us(
-            &session, &current, update, handling,
-        )?),
+        Change::Update(update) => Some(
+            Proposal::signed_by_us(&session, &current, update, handling).context(
+                "the update does not fit the configuration in force; if the channel was changed since, make it anew",
+            )?,
+        ),
     };
     let ended = match proposal {
         None => {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod documented;
 mod fetch;
 mod inspect;
 mod make;

@@ -15,5 +15,9 @@
 
 mod members;
 mod schedule;
+#[allow(
+    dead_code,
+    reason = "the target `procedures` uses what is not used here"
+)]
 mod support;
 mod takeover;

@@ -73,7 +73,8 @@ impl Network {
     pub(crate) async fn start(total: usize, members: usize, rules: &Rules) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let here = directory.path();
-        let hosts: String = (0..total)
+        // Twice as many, for each one's next certificate.
+        let hosts: String = (0..2 * total)
             .map(|number| {
                 format!("      - Hostname: orderer{number}\n        SANS: [localhost, 127.0.0.1]\n")
             })
@@ -115,6 +116,19 @@ impl Network {
             network.orderers[number].join(&network.genesis).await;
         }
         network
+    }
+
+    /// Where everything is.
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The TLS folder with another certificate for an orderer, of the same authority.
+    pub(crate) fn next_tls(&self, number: usize) -> PathBuf {
+        let spare = number + self.orderers.len();
+        let orderers = "crypto/ordererOrganizations/orderer.test/orderers";
+        self.path()
+            .join(format!("{orderers}/orderer{spare}.orderer.test/tls"))
     }
 
     /// Starts an orderer and waits until it accepts.
@@ -252,7 +266,7 @@ pub(crate) struct Orderer {
     pub(crate) cluster: u16,
     general: u16,
     operations: u16,
-    admin: u16,
+    pub(crate) admin: u16,
     crypto: PathBuf,
     directory: PathBuf,
     child: Option<Child>,
@@ -427,6 +441,13 @@ Quorate:
         );
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// Ends it in an orderly way.
+    pub(crate) async fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        let mut child = self.child.take().unwrap();
+        until("the orderer ends", async || child.try_wait().unwrap()).await;
     }
 
     pub(crate) fn pause(&self) {
