@@ -6,6 +6,7 @@ mod documented;
 mod fetch;
 mod inspect;
 mod make;
+mod sign;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -1,11 +1,13 @@
 //! Consenters come and go, one at a time.
 
+use std::fs;
+
 use quorate_fabric::config::ChannelConfig;
 
-use crate::support::Alone;
 use crate::support::client::Load;
 use crate::support::judge::judge;
-use crate::support::network::{Network, Rules};
+use crate::support::network::{CHANNEL, Network, Rules};
+use crate::support::{Alone, until};
 use crate::tool::Operator;
 
 /// The addresses of consenters and of orderers for clients, as an orderer has them.
@@ -210,6 +212,91 @@ async fn a_consenter_that_was_removed_while_it_was_down_comes_back_and_is_added_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_done_to_one_channel_does_not_disturb_another() {
+    const OTHER: &str = "other";
+    let _alone = Alone::begin().await;
+    let network = Network::start(3, 3, &Rules::default()).await;
+    let all = [0, 1, 2];
+    network.leader(&all).await;
+    // A second channel of the same orderers, from the same profile.
+    let operator = Operator::of(&network, 0);
+    operator
+        .run(&[
+            "channel",
+            "genesis",
+            "--profile",
+            "Books",
+            "-c",
+            OTHER,
+            "--output-block",
+            "other.block",
+        ])
+        .await
+        .well(&["genesis block of channel other"]);
+    let genesis = fs::read(operator.file("other.block")).unwrap();
+    for orderer in &network.orderers {
+        orderer.participation().join(&genesis).await.unwrap();
+    }
+    let leader = until("the other channel has a leader", async || {
+        for number in all {
+            if network.orderers[number].leads_in(OTHER).await {
+                return Some(number);
+            }
+        }
+        None
+    })
+    .await;
+    let load = Load::start(&network, &all, 4, 24);
+    load.progress(50).await;
+    let changes = async || {
+        let mut changes = Vec::new();
+        for orderer in &network.orderers {
+            changes.push(orderer.leader_changes(CHANNEL).await.unwrap());
+        }
+        changes
+    };
+    let before = changes().await;
+
+    // Out of the other channel goes its leader, and comes again.
+    let operator = Operator::of(&network, (leader + 1) % 3).on(OTHER);
+    let is = async |relation: &str| {
+        let what = format!("it is {relation} of the other channel");
+        until(&what, async || {
+            let described = network.orderers[leader].participation().info(OTHER).await;
+            (described.unwrap().consensus_relation == relation).then_some(())
+        })
+        .await;
+    };
+    operator.remove(leader).await.well(&["in force"]);
+    is("follower").await;
+    load.progress(50).await;
+    operator.add(&network, leader).await.well(&["orders, with"]);
+    is("consenter").await;
+    operator
+        .channel(&["set", "--batch-timeout", "80ms", "--wait"])
+        .await
+        .well(&["in force"]);
+    load.progress(50).await;
+    // And it leaves for good, with what it had.
+    operator.remove(leader).await.well(&["in force"]);
+    is("follower").await;
+    network.orderers[leader]
+        .participation()
+        .remove(OTHER)
+        .await
+        .unwrap();
+    load.progress(50).await;
+
+    assert_eq!(changes().await, before, "leaders changed in {CHANNEL}");
+    for orderer in &network.orderers {
+        let described = orderer.describe().await.unwrap();
+        assert_eq!(described.consensus_relation, "consenter");
+    }
+    let books = load.stop().await;
+    judge(&network, &all, &books).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_leader_nothing_is_changed_and_it_is_said_why() {
     let _alone = Alone::begin().await;
     let mut network = Network::start(3, 3, &Rules::default()).await;
@@ -219,7 +306,7 @@ async fn without_a_leader_nothing_is_changed_and_it_is_said_why() {
         network.orderers[away].kill();
     }
     // It takes a while until the last one knows that it is alone.
-    crate::support::until("the last one has no leader", async || {
+    until("the last one has no leader", async || {
         let ended = operator.remove(1).await;
         assert_eq!(ended.code, 1, "{}{}", ended.out, ended.err);
         ended

@@ -48,6 +48,7 @@ pub(crate) struct Operator {
     addresses: Vec<String>,
     admins: Vec<String>,
     first: usize,
+    channel: String,
 }
 
 const ORDERER_ORG: &str = "crypto/ordererOrganizations/orderer.test";
@@ -66,6 +67,15 @@ impl Operator {
                 .map(|orderer| format!("127.0.0.1:{}", orderer.admin))
                 .collect(),
             first,
+            channel: CHANNEL.to_owned(),
+        }
+    }
+
+    /// Looks after another channel.
+    pub(crate) fn on(self, channel: &str) -> Self {
+        Self {
+            channel: channel.to_owned(),
+            ..self
         }
     }
 
@@ -131,7 +141,7 @@ impl Operator {
         let roots = format!("{ORDERER_ORG}/users/Admin@orderer.test/tls/ca.crt");
         let mut all = vec!["channel"];
         all.extend(arguments);
-        all.extend(["-c", CHANNEL, "-o", self.address(self.first)]);
+        all.extend(["-c", &self.channel, "-o", self.address(self.first)]);
         all.extend(["--tls-ca", &roots]);
         all.extend(who);
         self.run(&all).await

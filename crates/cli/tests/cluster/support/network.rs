@@ -516,12 +516,29 @@ Quorate:
 
     /// Whether its metrics say that it is the leader.
     pub(crate) async fn leads(&self) -> bool {
+        self.leads_in(CHANNEL).await
+    }
+
+    /// The same of another channel.
+    pub(crate) async fn leads_in(&self, channel: &str) -> bool {
+        let metric = format!("consensus_etcdraft_is_leader{{channel=\"{channel}\"}}");
+        self.metric(&metric).await == Some(1)
+    }
+
+    /// How often the leader of a channel has changed, as it has seen it.
+    pub(crate) async fn leader_changes(&self, channel: &str) -> Option<u64> {
+        let metric = format!("consensus_etcdraft_leader_changes{{channel=\"{channel}\"}}");
+        self.metric(&metric).await
+    }
+
+    async fn metric(&self, metric: &str) -> Option<u64> {
         if !self.runs() {
-            return false;
+            return None;
         }
-        let line = format!("consensus_etcdraft_is_leader{{channel=\"{CHANNEL}\"}} 1");
         let asked = timeout(Duration::from_secs(1), self.metrics()).await;
-        asked.is_ok_and(|text| text.is_ok_and(|text| text.lines().any(|found| found == line)))
+        let text = asked.ok()?.ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix(metric))?;
+        line.trim().parse().ok()
     }
 
     async fn metrics(&self) -> std::io::Result<String> {
