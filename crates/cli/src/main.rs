@@ -8,6 +8,7 @@ mod channel;
 mod crypto;
 mod database;
 mod demo;
+mod firewall;
 mod holdings;
 mod local_network;
 mod local_orderers;
@@ -39,6 +40,8 @@ struct Arguments {
 enum Command {
     /// Run one organisation's ledger node, or look at its configuration
     Node(node::Arguments),
+    /// Run a firewall between a node and its peers: a float, a bridge, or both
+    Firewall(firewall::Arguments),
     /// Run an ordering node, with a Fabric orderer's configuration
     Orderer(orderer::Arguments),
     /// Keep a node running: check it, and start it again when it does not work
@@ -85,6 +88,7 @@ fn main() -> ExitCode {
     let result = runtime.block_on(async {
         match arguments.command {
             Command::Node(arguments) => node::run(arguments).await,
+            Command::Firewall(arguments) => firewall::run(arguments).await,
             Command::Orderer(arguments) => orderer::run(arguments).await,
             Command::Watchdog(arguments) => watchdog::run(arguments).await,
             Command::Database(arguments) => database::run(arguments).await,

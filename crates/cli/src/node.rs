@@ -180,7 +180,7 @@ pub(crate) fn load_options() -> LoadOptions {
 }
 
 /// Environment variables of this program that are not overrides of configuration keys.
-const RESERVED_VARIABLES: [&str; 8] = [
+pub(crate) const RESERVED_VARIABLES: [&str; 8] = [
     SEED_VARIABLE,
     PASSPHRASE_VARIABLE,
     "QUORATE_PROFILE",
@@ -308,7 +308,8 @@ fn hopeless(error: &anyhow::Error) -> Option<u8> {
         | NodeError::OtherIdentity { .. }
         | NodeError::Keys(_)
         | NodeError::Users(_)
-        | NodeError::RpcTls(_) => Some(MISCONFIGURED),
+        | NodeError::RpcTls(_)
+        | NodeError::Link(_) => Some(MISCONFIGURED),
         // A migration that runs comes to its end.
         NodeError::Store(StoreError::Schema(SchemaError::Locked { .. })) => None,
         NodeError::Store(StoreError::Schema(_) | StoreError::Url(_)) => Some(MISCONFIGURED),
@@ -553,9 +554,10 @@ async fn health(configuration: Result<NodeConfiguration>) -> ExitCode {
 }
 
 /// The reason of a stop that somebody asked for by a signal.
-const ASKED: &str = "it was asked to by a signal";
+pub(crate) const ASKED: &str = "it was asked to by a signal";
 
-fn stop_on_signals(tasks: &Tasks) -> Result<()> {
+/// Stops `tasks` when this process is asked to end.
+pub(crate) fn stop_on_signals(tasks: &Tasks) -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -574,7 +576,7 @@ pub(crate) fn revision() -> &'static str {
     option_env!("QUORATE_REVISION").unwrap_or("unknown")
 }
 
-fn banner() {
+pub(crate) fn banner() {
     show!();
     show!("   ____                        _       ");
     show!("  / __ \\__  ______  _________ _/ /____  ");

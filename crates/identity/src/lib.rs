@@ -13,6 +13,7 @@ mod der;
 pub mod hash;
 pub mod key_store;
 pub mod keys;
+pub mod link_keys;
 pub mod mutual_tls;
 pub mod name;
 pub mod node_keys;
@@ -34,4 +35,6 @@ pub use node_keys::NodeKeys;
 pub use party::Party;
 pub use path::{PathError, validate_path};
 pub use signing::{RemoteError, RemoteSigner, SigningError, SigningKey};
-pub use tls::{Clock, PeerError, peer_name, server_name, tls_client_config, tls_server_config};
+pub use tls::{
+    Clock, PeerError, TlsParty, peer_name, server_name, tls_client_config, tls_server_config,
+};

@@ -5,7 +5,7 @@
 //! ([`server_name`]), so that one address can serve several names. Certificates carry no host names: addresses change,
 //! load balancers stand in between, and neither proves anything.
 //!
-//! Start with [`tls_server_config`] and [`tls_client_config`]. Sessions are never resumed: a resumed session would skip
+//! Start with [`TlsParty`], or with [`tls_server_config`] and [`tls_client_config`] for a node. Sessions are never resumed: a resumed session would skip
 //! the path check, and connections between nodes live long. The configurations use the provider `aws-lc-rs` explicitly
 //! and need no process-wide default. Connections and sockets are the business of the callers; TLS for RPC clients, which
 //! have no legal names, that of [`crate::rpc_tls`].
@@ -79,26 +79,137 @@ pub fn server_name(name: &X500Name) -> ServerName<'static> {
     ServerName::try_from(name.sni_hash()).expect("hexadecimal digits and a domain are a host name")
 }
 
+/// What one side of such a connection shows, and whom it believes.
+///
+/// A node's is made of its keys. Others have a key of their own and a root that is valid between a few processes only,
+/// or show a node's certificates and have that node sign.
+#[derive(Debug, Clone)]
+pub struct TlsParty {
+    identity: Identity,
+    trust_root: Certificate,
+    served: Vec<X500Name>,
+    versions: &'static [&'static rustls::SupportedProtocolVersion],
+}
+
+impl TlsParty {
+    /// Shows `identity` to whoever asks, under whatever name, and believes in `trust_root`.
+    #[must_use]
+    pub fn new(identity: Identity, trust_root: Certificate) -> Self {
+        Self {
+            identity,
+            trust_root,
+            served: Vec::new(),
+            versions: PROTOCOL_VERSIONS,
+        }
+    }
+
+    /// A node's: its TLS key, its network's root, the names that it serves.
+    #[must_use]
+    pub fn of_node(keys: &NodeKeys) -> Self {
+        Self::new(keys.tls().clone(), keys.trust_root().clone()).serving(keys.served_names())
+    }
+
+    /// Turns away clients that ask (by server name indication) for another name than these. Without any, all names are
+    /// served.
+    #[must_use]
+    pub fn serving(mut self, names: Vec<X500Name>) -> Self {
+        self.served = names;
+        self
+    }
+
+    /// Speaks TLS 1.3 only. There, what is signed says what it is signed for; see [`certificate_verify`].
+    #[must_use]
+    pub fn newest_only(mut self) -> Self {
+        self.versions = NEWEST_VERSION;
+        self
+    }
+
+    /// What is shown.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The root that is believed in.
+    #[must_use]
+    pub fn trust_root(&self) -> &Certificate {
+        &self.trust_root
+    }
+
+    /// The names that are served; all if there are none.
+    #[must_use]
+    pub fn served(&self) -> &[X500Name] {
+        &self.served
+    }
+
+    /// The configuration of a listener: the client's certificate is required.
+    #[must_use]
+    pub fn server_config(&self, clock: Clock) -> Arc<ServerConfig> {
+        let provider = provider();
+        let verifier = Arc::new(PathVerifier::new(&self.trust_root, &provider, None));
+        let resolver = Arc::new(ServedNames {
+            hosts: self.served.iter().map(X500Name::sni_hash).collect(),
+            certified: Arc::new(certified_key(&self.identity)),
+        });
+        let mut config = ServerConfig::builder_with_details(provider, time_provider(clock))
+            .with_protocol_versions(self.versions)
+            .expect(PROVIDER_IS_COMPLETE)
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(resolver);
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Arc::new(config)
+    }
+
+    /// The configuration for connecting to a party that may go by any of the names in `expected`, or to any that our
+    /// root vouches for if that is `None`. Connect with [`server_name`] of the wanted one.
+    #[must_use]
+    pub fn client_config(&self, expected: Option<&[X500Name]>, clock: Clock) -> Arc<ClientConfig> {
+        let provider = provider();
+        let expected = expected.map(<[X500Name]>::to_vec);
+        let verifier = Arc::new(PathVerifier::new(&self.trust_root, &provider, expected));
+        let certified = certified_key(&self.identity);
+        let mut config = ClientConfig::builder_with_details(provider, time_provider(clock))
+            .with_protocol_versions(self.versions)
+            .expect(PROVIDER_IS_COMPLETE)
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certified)));
+        config.resumption = Resumption::disabled();
+        Arc::new(config)
+    }
+}
+
+/// Who is meant by certificates (DER, leaf first) that somebody else has seen in a handshake, judged as in one of our
+/// own.
+///
+/// # Errors
+/// [`PeerError`] if they prove nothing at `now` to who trusts `root`.
+pub fn judge_path(
+    root: &Certificate,
+    certificates: &[impl AsRef<[u8]>],
+    now: UnixTime,
+) -> Result<X500Name, PeerError> {
+    let length = certificates.len();
+    if length == 0 {
+        return Err(PeerError::NoCertificate);
+    }
+    if length > MAX_PATH_CERTIFICATES {
+        return Err(PeerError::Certificate(CertificateError::PathLength {
+            length,
+        }));
+    }
+    let path = CertificatePath::from_ders(certificates).map_err(PeerError::Certificate)?;
+    validate_path(&path, root, now, CertRole::Tls).map_err(PeerError::Path)
+}
+
 /// The configuration of a node's listener: TLS 1.3 and 1.2, the client's certificate required.
 ///
 /// A client that asks (by server name indication) for a name that the node does not serve is turned away; one that asks
 /// for none gets the node's certificate.
 #[must_use]
 pub fn tls_server_config(keys: &NodeKeys, clock: Clock) -> Arc<ServerConfig> {
-    let provider = provider();
-    let verifier = Arc::new(PathVerifier::new(keys, &provider, None));
-    let resolver = Arc::new(ServedNames {
-        hosts: keys.served_names().iter().map(X500Name::sni_hash).collect(),
-        certified: Arc::new(certified_key(keys.tls())),
-    });
-    let mut config = ServerConfig::builder_with_details(provider, time_provider(clock))
-        .with_protocol_versions(PROTOCOL_VERSIONS)
-        .expect(PROVIDER_IS_COMPLETE)
-        .with_client_cert_verifier(verifier)
-        .with_cert_resolver(resolver);
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    Arc::new(config)
+    TlsParty::of_node(keys).server_config(clock)
 }
 
 /// The configuration for connecting to a party that may go by any of the names in `expected` (a node's own and its
@@ -109,17 +220,37 @@ pub fn tls_client_config(
     expected: &[X500Name],
     clock: Clock,
 ) -> Arc<ClientConfig> {
-    let provider = provider();
-    let verifier = Arc::new(PathVerifier::new(keys, &provider, Some(expected.to_vec())));
-    let certified = certified_key(keys.tls());
-    let mut config = ClientConfig::builder_with_details(provider, time_provider(clock))
-        .with_protocol_versions(PROTOCOL_VERSIONS)
-        .expect(PROVIDER_IS_COMPLETE)
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certified)));
-    config.resumption = Resumption::disabled();
-    Arc::new(config)
+    TlsParty::of_node(keys).client_config(Some(expected), clock)
+}
+
+/// A side of a handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Connects.
+    Client,
+    /// Accepts.
+    Server,
+}
+
+/// The side that signs `message` in a handshake of TLS 1.3 (RFC 8446, section 4.4.3); `None` if no handshake has it
+/// signed.
+///
+/// Whoever signs for handshakes of another process looks here first: a signature over such a message proves possession
+/// of the key on one side of one handshake, and is of no use anywhere else.
+#[must_use]
+pub fn certificate_verify(message: &[u8]) -> Option<Side> {
+    const PADDING: [u8; 64] = [b' '; 64];
+    const CONTEXTS: [(Side, &[u8]); 2] = [
+        (Side::Server, b"TLS 1.3, server CertificateVerify\0"),
+        (Side::Client, b"TLS 1.3, client CertificateVerify\0"),
+    ];
+    /// SHA-256 and SHA-384: the hashes of all cipher suites that we know.
+    const HASH_BYTES: [usize; 2] = [32, 48];
+    let rest = message.strip_prefix(&PADDING)?;
+    CONTEXTS.into_iter().find_map(|(side, context)| {
+        let hash = rest.strip_prefix(context)?;
+        HASH_BYTES.contains(&hash.len()).then_some(side)
+    })
 }
 
 /// The legal name of the peer of an established connection, from the certificates that it showed.
@@ -152,6 +283,8 @@ pub fn peer_refusal(error: &rustls::Error) -> Option<&PeerError> {
 
 pub(crate) const PROTOCOL_VERSIONS: &[&rustls::SupportedProtocolVersion] =
     &[&rustls::version::TLS13, &rustls::version::TLS12];
+
+const NEWEST_VERSION: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
 
 pub(crate) const PROVIDER_IS_COMPLETE: &str = "the provider supports TLS 1.3 and 1.2";
 
@@ -186,7 +319,7 @@ fn certified_key(identity: &Identity) -> CertifiedKey {
     CertifiedKey::new(path.iter().map(|c| c.der().clone()).collect(), key)
 }
 
-/// Chooses the node's certificate for the names that it serves.
+/// Shows the certificate for the names that are served.
 #[derive(Debug)]
 struct ServedNames {
     hosts: Vec<String>,
@@ -195,11 +328,12 @@ struct ServedNames {
 
 impl ResolvesServerCert for ServedNames {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let served = hello.server_name().is_none_or(|wanted| {
-            self.hosts
-                .iter()
-                .any(|host| host.eq_ignore_ascii_case(wanted))
-        });
+        let served = self.hosts.is_empty()
+            || hello.server_name().is_none_or(|wanted| {
+                self.hosts
+                    .iter()
+                    .any(|host| host.eq_ignore_ascii_case(wanted))
+            });
         served.then(|| self.certified.clone())
     }
 }
@@ -214,9 +348,13 @@ struct PathVerifier {
 }
 
 impl PathVerifier {
-    fn new(keys: &NodeKeys, provider: &CryptoProvider, expected: Option<Vec<X500Name>>) -> Self {
+    fn new(
+        trust_root: &Certificate,
+        provider: &CryptoProvider,
+        expected: Option<Vec<X500Name>>,
+    ) -> Self {
         Self {
-            trust_root: keys.trust_root().clone(),
+            trust_root: trust_root.clone(),
             expected,
             algorithms: provider.signature_verification_algorithms,
         }
@@ -241,20 +379,12 @@ impl PathVerifier {
         intermediates: &[CertificateDer<'_>],
         now: TlsTime,
     ) -> Result<(), PeerError> {
-        let length = intermediates.len().saturating_add(1);
-        if length > MAX_PATH_CERTIFICATES {
-            return Err(PeerError::Certificate(CertificateError::PathLength {
-                length,
-            }));
-        }
         let ders: Vec<&[u8]> = std::iter::once(end_entity)
             .chain(intermediates)
             .map(|der| der.as_ref())
             .collect();
-        let path = CertificatePath::from_ders(&ders).map_err(PeerError::Certificate)?;
         let now = UnixTime(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
-        let found =
-            validate_path(&path, &self.trust_root, now, CertRole::Tls).map_err(PeerError::Path)?;
+        let found = judge_path(&self.trust_root, &ders, now)?;
         match &self.expected {
             Some(expected) if !expected.contains(&found) => Err(PeerError::UnexpectedName {
                 found,

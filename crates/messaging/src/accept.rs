@@ -28,11 +28,31 @@ use crate::service::{Shared, lock};
 /// asking again at once would not help.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// Accepts until stopping is requested. Each connection is a task of its own.
+/// Accepts peers until stopping is requested.
 pub(crate) async fn run(shared: Arc<Shared>, listener: TcpListener, tasks: Tasks) {
-    let shutdown = tasks.shutdown().clone();
     let acceptor = TlsAcceptor::from(shared.security.server.clone());
-    let pending = Arc::new(Pending::default());
+    let (pending, shutdown) = (shared.pending.clone(), tasks.shutdown().clone());
+    each(listener, &pending, &tasks, |tcp, from, entry| {
+        let incoming = Incoming {
+            shared: shared.clone(),
+            from,
+            shutdown: shutdown.clone(),
+        };
+        incoming.run(acceptor.clone(), tcp, entry)
+    })
+    .await;
+}
+
+/// Has `serve` called for every connection until stopping is requested; each is a task of its own.
+pub(crate) async fn each<F>(
+    listener: TcpListener,
+    pending: &Arc<Pending>,
+    tasks: &Tasks,
+    serve: impl Fn(TcpStream, SocketAddr, Entry) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let shutdown = tasks.shutdown().clone();
     loop {
         let accepted = tokio::select! {
             biased;
@@ -41,23 +61,15 @@ pub(crate) async fn run(shared: Arc<Shared>, listener: TcpListener, tasks: Tasks
         };
         match accepted {
             Ok((tcp, from)) => {
-                let entry = Pending::admit(&pending, &shared);
-                let incoming = Incoming {
-                    shared: shared.clone(),
-                    from,
-                    shutdown: shutdown.clone(),
-                };
-                tasks.spawn(
-                    format!("connection from {from}"),
-                    incoming.run(acceptor.clone(), tcp, entry),
-                );
+                let entry = Pending::admit(pending);
+                tasks.spawn(format!("connection from {from}"), serve(tcp, from, entry));
             }
             Err(error) if is_the_peers(&error) => {
                 tracing::debug!("a connection was gone before it was accepted: {error}")
             }
             Err(error) => {
                 tracing::warn!(
-                    "cannot accept connections from peers: {error}; is the limit of open files too low?"
+                    "cannot accept connections: {error}; is the limit of open files too low?"
                 );
                 sleep(ACCEPT_PAUSE).await;
             }
@@ -82,47 +94,34 @@ struct Incoming {
 impl Incoming {
     async fn run(self, acceptor: TlsAcceptor, tcp: TcpStream, entry: Entry) {
         let from = self.from;
-        let handshake = timeout(
-            self.shared.options.handshake_timeout,
-            handshake(&acceptor, tcp),
-        );
-        let outcome = tokio::select! {
-            biased;
-            () = self.shutdown.requested() => return,
-            () = entry.evicted.cancelled() => {
-                tracing::debug!(%from, "dropped: it was the oldest of too many unfinished handshakes");
-                return;
-            }
-            outcome = handshake => outcome,
+        let limit = self.shared.options.handshake_timeout;
+        let shaken = handshake(&acceptor, tcp);
+        let Some((tls, name)) = entry.admit(shaken, limit, from, &self.shutdown).await else {
+            return;
         };
-        drop(entry);
-        let (tls, name) = match outcome {
-            Ok(Ok(authenticated)) => authenticated,
-            Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
-                tracing::info!(%from, "refused a connection: {error}");
-                return;
-            }
-            Ok(Err(error)) => {
-                tracing::debug!(%from, "a connection ended before its TLS handshake did: {error}");
-                return;
-            }
-            Err(_) => {
-                tracing::debug!(%from, "a connection has not finished its TLS handshake in time");
-                return;
-            }
-        };
-        let connections = &self.shared.inbound_connections;
-        if connections.fetch_add(1, Ordering::AcqRel) < self.shared.options.max_connections {
-            inbound::serve(&self.shared, &self.shutdown, tls, name, from).await;
-        } else {
-            tracing::warn!(%from, peer = %name, "refused a connection: there are too many");
-        }
-        connections.fetch_sub(1, Ordering::AcqRel);
+        serve(&self.shared, &self.shutdown, tls.into(), name, from).await;
     }
 }
 
+/// Has a peer served that has proved who it is.
+pub(crate) async fn serve(
+    shared: &Arc<Shared>,
+    shutdown: &Shutdown,
+    tls: tokio_rustls::TlsStream<TcpStream>,
+    name: X500Name,
+    from: SocketAddr,
+) {
+    let connections = &shared.inbound_connections;
+    if connections.fetch_add(1, Ordering::AcqRel) < shared.options.max_connections {
+        inbound::serve(shared, shutdown, tls, name, from).await;
+    } else {
+        tracing::warn!(%from, peer = %name, "refused a connection: there are too many");
+    }
+    connections.fetch_sub(1, Ordering::AcqRel);
+}
+
 /// TLS, and the name of whoever is at the other end.
-async fn handshake(
+pub(crate) async fn handshake(
     acceptor: &TlsAcceptor,
     tcp: TcpStream,
 ) -> io::Result<(TlsStream<TcpStream>, X500Name)> {
@@ -133,25 +132,39 @@ async fn handshake(
     Ok((tls, name))
 }
 
-/// Connections whose handshake is not finished, oldest first.
-#[derive(Default)]
-struct Pending {
+/// Connections whose handshake is not finished, oldest first. When one more arrives than there may be, the oldest goes.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    most: usize,
     entries: Mutex<(u64, BTreeMap<u64, CancellationToken>)>,
 }
 
 /// A place among the pending; given back when dropped.
-struct Entry {
+pub(crate) struct Entry {
     id: u64,
+    /// There is no place for this one any more.
     evicted: CancellationToken,
     pending: Arc<Pending>,
-    shared: Arc<Shared>,
 }
 
 impl Pending {
-    fn admit(pending: &Arc<Self>, shared: &Arc<Shared>) -> Entry {
+    /// Room for `most`, at least one.
+    pub(crate) fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self {
+            most: most.max(1),
+            entries: Mutex::default(),
+        })
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        lock(&self.entries).1.len()
+    }
+
+    fn admit(pending: &Arc<Self>) -> Entry {
         let evicted = CancellationToken::new();
         let mut entries = lock(&pending.entries);
-        if entries.1.len() >= shared.options.max_pending_handshakes
+        if entries.1.len() >= pending.most
             && let Some((_, oldest)) = entries.1.pop_first()
         {
             oldest.cancel();
@@ -159,24 +172,51 @@ impl Pending {
         let id = entries.0;
         entries.0 += 1;
         entries.1.insert(id, evicted.clone());
-        shared
-            .pending_handshakes
-            .store(entries.1.len(), Ordering::Relaxed);
         Entry {
             id,
             evicted,
             pending: pending.clone(),
-            shared: shared.clone(),
         }
+    }
+}
+
+impl Entry {
+    /// Waits for the handshake of a connection, for a while and as long as there is a place for it. `None` if it has
+    /// come to nothing; the log knows why.
+    pub(crate) async fn admit<T>(
+        self,
+        handshake: impl Future<Output = io::Result<T>>,
+        limit: Duration,
+        from: SocketAddr,
+        shutdown: &Shutdown,
+    ) -> Option<T> {
+        let outcome = tokio::select! {
+            biased;
+            () = shutdown.requested() => return None,
+            () = self.evicted.cancelled() => {
+                tracing::debug!(%from, "dropped: it was the oldest of too many unfinished handshakes");
+                return None;
+            }
+            outcome = timeout(limit, handshake) => outcome,
+        };
+        match outcome {
+            Ok(Ok(shaken)) => return Some(shaken),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                tracing::info!(%from, "refused a connection: {error}");
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%from, "a connection ended before its TLS handshake did: {error}");
+            }
+            Err(_) => {
+                tracing::debug!(%from, "a connection has not finished its TLS handshake in time");
+            }
+        }
+        None
     }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let mut entries = lock(&self.pending.entries);
-        entries.1.remove(&self.id);
-        self.shared
-            .pending_handshakes
-            .store(entries.1.len(), Ordering::Relaxed);
+        lock(&self.pending.entries).1.remove(&self.id);
     }
 }

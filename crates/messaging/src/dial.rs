@@ -15,6 +15,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, TlsStream};
 
+use crate::bridged;
 use crate::guard::{MAX_FRAME_BYTES, Performative, Side};
 use crate::message::address_of;
 use crate::options::{HostAndPort, MESSAGE_OVERHEAD_BYTES};
@@ -53,6 +54,8 @@ pub(crate) enum DialError {
     Late(HostAndPort),
     #[error("the TLS handshake with {0} failed")]
     Tls(HostAndPort, #[source] io::Error),
+    #[error("no connection to {0} through the firewall: {1}")]
+    Firewall(HostAndPort, String),
     #[error("{address} is not {wanted}: {found}")]
     WrongPeer {
         address: HostAndPort,
@@ -89,29 +92,12 @@ async fn attempt(
     peer: &X500Name,
     address: &HostAndPort,
 ) -> Result<Link, DialError> {
-    let tcp = connect(address).await?;
-    let (expected, config) = shared.security.towards(peer);
-    let tls = TlsConnector::from(config)
-        .connect(server_name(peer), tcp)
-        .await
-        .map_err(|error| DialError::Tls(address.clone(), error))?;
-    // The verifier has refused everybody else already. This is the second, independent look: sending one organisation's
-    // messages to another would be the worst that can happen here.
-    let found = match name_of(tls.get_ref().1.peer_certificates()) {
-        Ok(name) if expected.contains(&name) => None,
-        Ok(name) => Some(format!("it is {name}")),
-        Err(reason) => Some(reason),
+    let tls = match &shared.bridges {
+        Some(bridges) => bridged::reach(shared, bridges, peer, address).await?,
+        None => reach(shared, peer, address).await?,
     };
-    if let Some(found) = found {
-        let (address, wanted) = (address.clone(), peer.clone());
-        return Err(DialError::WrongPeer {
-            address,
-            wanted,
-            found,
-        });
-    }
     let max_message = (shared.options.max_message_bytes + MESSAGE_OVERHEAD_BYTES) as u64;
-    let (mut wire, line) = Wire::new(TlsStream::Client(tls), Side::Sender, max_message);
+    let (mut wire, line) = Wire::new(tls, Side::Sender, max_message);
     let refused = |step, reason: String| {
         // What broke the stream says more than what the library made of it.
         DialError::Amqp {
@@ -165,7 +151,45 @@ async fn attempt(
     }
 }
 
-async fn connect(address: &HostAndPort) -> Result<TcpStream, DialError> {
+/// TCP, TLS and the peer's name.
+async fn reach(
+    shared: &Shared,
+    peer: &X500Name,
+    address: &HostAndPort,
+) -> Result<TlsStream<TcpStream>, DialError> {
+    let tcp = connect(address).await?;
+    let (expected, config) = shared.security.towards(peer);
+    let tls = TlsConnector::from(config)
+        .connect(server_name(peer), tcp)
+        .await
+        .map_err(|error| DialError::Tls(address.clone(), error))?;
+    // The verifier has refused everybody else already. This is the second, independent look: sending one organisation's
+    // messages to another would be the worst that can happen here.
+    let found = name_of(tls.get_ref().1.peer_certificates());
+    is_expected(address, peer, &expected, found)?;
+    Ok(TlsStream::Client(tls))
+}
+
+/// Whether who was found at an address is who was wanted there.
+pub(crate) fn is_expected(
+    address: &HostAndPort,
+    wanted: &X500Name,
+    expected: &[X500Name],
+    found: Result<X500Name, String>,
+) -> Result<(), DialError> {
+    let found = match found {
+        Ok(name) if expected.contains(&name) => return Ok(()),
+        Ok(name) => format!("it is {name}"),
+        Err(reason) => reason,
+    };
+    Err(DialError::WrongPeer {
+        address: address.clone(),
+        wanted: wanted.clone(),
+        found,
+    })
+}
+
+pub(crate) async fn connect(address: &HostAndPort) -> Result<TcpStream, DialError> {
     let found = lookup_host((address.host.as_str(), address.port))
         .await
         .map_err(|error| DialError::Resolve(address.clone(), error))?;

@@ -33,7 +33,7 @@ use quorate_runtime::Shutdown;
 use quorate_runtime::tasks::chain;
 use tokio::net::TcpStream;
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use tokio_rustls::server::TlsStream;
+use tokio_rustls::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::dial::{FRAME_QUEUE, describe_close};
@@ -89,7 +89,7 @@ pub(crate) async fn serve(
         turn = turn => turn,
     };
     let max_message = (shared.options.max_message_bytes + MESSAGE_OVERHEAD_BYTES) as u64;
-    let (wire, line) = Wire::new(tls.into(), Side::Receiver, max_message);
+    let (wire, line) = Wire::new(tls, Side::Receiver, max_message);
     let opened = tokio::select! {
         biased;
         () = shutdown.requested() => return,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use quorate_identity::{
-    Clock, NodeKeys, X500Name, peer_name, tls_client_config, tls_server_config,
+    Clock, NodeKeys, TlsParty, UnixTime, X500Name, peer_name, tls_client_config, tls_server_config,
 };
 use quorate_runtime::tasks::chain;
 use rustls::pki_types::CertificateDer;
@@ -22,6 +22,19 @@ pub struct Security {
     pub(crate) server: Arc<ServerConfig>,
     client: Arc<ClientConfigFor>,
     answers_for: Arc<AnswersFor>,
+    /// What we show, by ourselves or through a firewall.
+    party: TlsParty,
+    clock: Clock,
+    /// What bridges are recognised by, if peers come through them.
+    link: Option<Link>,
+}
+
+/// What bridges are recognised by.
+#[derive(Clone)]
+pub(crate) struct Link {
+    pub(crate) party: TlsParty,
+    /// `None` accepts whoever has a certificate of the link's authority.
+    pub(crate) expected: Option<X500Name>,
 }
 
 impl Security {
@@ -30,9 +43,13 @@ impl Security {
     /// Each party answers for itself, until [`Security::with_answering`] says more.
     pub fn of_node(keys: &NodeKeys, clock: Clock) -> Self {
         let server = tls_server_config(keys, clock.clone());
+        let party = TlsParty::of_node(keys);
         let keys = keys.clone();
         Self {
             server,
+            party,
+            clock: clock.clone(),
+            link: None,
             client: Arc::new(move |expected| tls_client_config(&keys, expected, clock.clone())),
             answers_for: Arc::new(|peer| vec![peer.clone()]),
         }
@@ -49,9 +66,54 @@ impl Security {
         self
     }
 
+    /// Peers come, and are reached, through the bridges of a firewall. What was the port for peers is the one for bridges
+    /// then. Our TLS key signs for their handshakes, and stays here.
+    ///
+    /// With `link`, bridges are recognised by certificates that it believes in. Without, a bridge must show a copy of our
+    /// own TLS key.
+    #[must_use]
+    pub fn behind_firewall(mut self, link: Option<TlsParty>) -> Self {
+        self.link = Some(match link {
+            Some(party) => Link {
+                party,
+                expected: None,
+            },
+            None => Link {
+                expected: Some(self.party.identity().name().clone()),
+                party: self.party.clone(),
+            },
+        });
+        self
+    }
+
+    /// What bridges are recognised by, if peers come through them.
+    pub(crate) fn link(&self) -> Option<&Link> {
+        self.link.as_ref()
+    }
+
+    /// What we show peers.
+    pub(crate) fn party(&self) -> &TlsParty {
+        &self.party
+    }
+
+    /// By what certificates are judged.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// The time of this moment.
+    pub(crate) fn now(&self) -> UnixTime {
+        (self.clock)()
+    }
+
+    /// Who may answer for a party.
+    pub(crate) fn answering(&self, peer: &X500Name) -> Vec<X500Name> {
+        (self.answers_for)(peer)
+    }
+
     /// The legal names that may answer for a party, and the configuration that refuses all others.
     pub(crate) fn towards(&self, peer: &X500Name) -> (Vec<X500Name>, Arc<ClientConfig>) {
-        let expected = (self.answers_for)(peer);
+        let expected = self.answering(peer);
         let config = (self.client)(&expected);
         (expected, config)
     }

@@ -13,8 +13,9 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Notify, Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 
-use crate::accept;
+use crate::accept::{self, Pending};
 use crate::bridge::Bridge;
+use crate::bridged;
 use crate::exchange::{Inbound, OutboundQueue};
 use crate::options::{HostAndPort, MAX_ADDRESSES_PER_PEER, Options, OptionsError};
 use crate::security::Security;
@@ -70,6 +71,8 @@ impl Messaging {
             source,
         })?;
         let dialing = Semaphore::new(options.max_dialing);
+        let pending = Pending::new(options.max_pending_handshakes);
+        let bridges = bridged::hub(&options, &security);
         let shared = Shared {
             options,
             security,
@@ -80,7 +83,8 @@ impl Messaging {
             dialing,
             peers: Mutex::default(),
             events: broadcast::Sender::new(EVENT_BUFFER),
-            pending_handshakes: AtomicUsize::new(0),
+            pending,
+            bridges,
             inbound_connections: AtomicUsize::new(0),
         };
         Ok(Self {
@@ -101,15 +105,22 @@ impl Messaging {
             shared: self.shared.clone(),
             tasks: tasks.child("messaging"),
         };
-        handle.tasks.spawn_essential(
-            "listener",
-            accept::run(self.shared, self.listener, handle.tasks.clone()),
-        );
+        let (shared, tasks) = (self.shared, handle.tasks.clone());
+        match shared.bridges.clone() {
+            None => tasks.spawn_essential(
+                "listener",
+                accept::run(shared, self.listener, tasks.clone()),
+            ),
+            Some(bridges) => tasks.spawn_essential(
+                "listener",
+                bridged::run(shared, bridges, self.listener, tasks.clone()),
+            ),
+        }
         handle
     }
 }
 
-fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+pub(crate) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()?
     } else {
@@ -167,12 +178,17 @@ impl Handle {
         self.shared.address
     }
 
+    /// How many bridges are connected; `None` for a node that is not behind a firewall.
+    pub fn bridges(&self) -> Option<usize> {
+        self.shared.bridges.as_ref().map(|bridges| bridges.count())
+    }
+
     /// A snapshot of everything.
     pub fn status(&self) -> Status {
         let peers: Vec<_> = lock(&self.shared.peers).values().cloned().collect();
         Status {
             listening: self.shared.address,
-            pending_handshakes: self.shared.pending_handshakes.load(Ordering::Relaxed),
+            pending_handshakes: self.shared.pending.count(),
             inbound_connections: self.shared.inbound_connections.load(Ordering::Relaxed),
             peers: peers.iter().map(|peer| peer.status()).collect(),
         }
@@ -209,7 +225,9 @@ pub(crate) struct Shared {
     /// Grows with the network: peers that our own queue names, and holders of certificates of our root.
     peers: Mutex<BTreeMap<X500Name, Arc<Peer>>>,
     events: broadcast::Sender<Event>,
-    pub(crate) pending_handshakes: AtomicUsize,
+    pub(crate) pending: Arc<Pending>,
+    /// Where peers come through a firewall.
+    pub(crate) bridges: Option<Arc<bridged::Bridges>>,
     pub(crate) inbound_connections: AtomicUsize,
 }
 

@@ -237,8 +237,11 @@ impl Active {
 
         let messaging = {
             let network = network.clone();
-            let security = Security::of_node(keys, certificate_clock(clock))
+            let mut security = Security::of_node(keys, certificate_clock(clock))
                 .with_answering(move |party| network.borrow().answering(party));
+            if configuration.external_bridge.is_some() {
+                security = security.behind_firewall(prepared.bridge_link.clone());
+            }
             let options = prepared.messaging_options()?;
             quorate_messaging::Messaging::bind(
                 options,

@@ -15,6 +15,7 @@
 mod availability;
 mod crypto_service;
 mod database;
+mod firewall;
 mod foreign;
 mod maintenance;
 mod notary;
@@ -46,6 +47,7 @@ pub use availability::{
 };
 pub use crypto_service::{Aliases, CryptoServices, Device};
 pub use database::{DEFAULT_FILE as DEFAULT_DATABASE_FILE, DatabaseConfiguration};
+pub use firewall::ExternalBridge;
 pub use maintenance::{
     DEFAULT_SENDER_RETENTION_DAYS, EventsToRecord, MaintenanceMode, ProcessedMessageCleanup,
 };
@@ -96,6 +98,8 @@ pub struct NodeConfiguration {
     pub notary: Option<NotaryConfiguration>,
     /// Hot-cold operation.
     pub mutual_exclusion: MutualExclusion,
+    /// A firewall between the node and its peers.
+    pub external_bridge: Option<ExternalBridge>,
     /// Which events are recorded in the database.
     pub events_to_record: EventsToRecord,
     /// Maintenance at certain times, if there is to be any.
@@ -398,6 +402,7 @@ fn decode(
     let notary = notary::decode(root, base, dev_mode, my_legal_name.as_ref());
     let enterprise = root.section("enterpriseConfiguration");
     let mutual_exclusion = availability::decode(&enterprise, options, base);
+    let external_bridge = firewall::decode(&enterprise, base);
     let events_to_record = maintenance::events_to_record(&enterprise);
     let maintenance = maintenance::mode(&enterprise);
     let crypto_services = crypto_service::decode(root, &enterprise, report, base, options);
@@ -440,6 +445,7 @@ fn decode(
         database: database?,
         notary,
         mutual_exclusion: mutual_exclusion?,
+        external_bridge,
         events_to_record,
         maintenance,
         crypto_services,

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use quorate_flow::{App, Owner};
 use quorate_identity::rpc_tls::{RpcIdentity, RpcTlsError, rpc_server_config};
-use quorate_identity::{NodeKeys, UnixTime, X500Name};
+use quorate_identity::{NodeKeys, TlsParty, UnixTime, X500Name};
 use quorate_ledger::Timestamp;
 use quorate_runtime::operations::{Health, Readiness};
 use quorate_runtime::tasks::blocking;
@@ -101,6 +101,9 @@ pub enum NodeError {
     /// The RPC server's certificate.
     #[error("rpcSettings.ssl cannot be used")]
     RpcTls(#[from] RpcTlsError),
+    /// The keys of the link to bridges.
+    #[error("enterpriseConfiguration.messagingServerSslConfiguration cannot be used")]
+    Link(#[from] quorate_messaging::firewall::LinkError),
     /// An address of the configuration.
     #[error("`{key}` is {address}, which is not an address of this machine")]
     Address {
@@ -196,6 +199,8 @@ pub enum Milestone {
 pub(crate) struct Prepared {
     pub(crate) configuration: NodeConfiguration,
     pub(crate) keys: NodeKeys,
+    /// What bridges are recognised by, if they have keys of their own.
+    pub(crate) bridge_link: Option<TlsParty>,
     pub(crate) applications: Arc<Applications>,
     pub(crate) store: Store,
     /// Where the notary's workers keep what is spent, if this node is one of several.
@@ -333,14 +338,17 @@ impl Node {
         } = options;
         let started_at = Timestamp::from_micros(clock.now_micros());
         let applications = Arc::new(Applications::install(&apps)?);
-        let (configuration, keys, map) = {
+        let (configuration, keys, bridge_link, map) = {
             let clock = clock.clone();
             blocking("read keys and network map", move || {
                 let now = UnixTime(clock.now_seconds());
                 let keys = load_or_create(&KeysOptions::of(&configuration), now)?;
+                let bridge = configuration.external_bridge.as_ref();
+                let link = bridge.and_then(|bridge| bridge.link.as_ref());
+                let link = link.map(|files| files.load(now)).transpose()?;
                 let own = OwnInfo::of(&configuration, &keys);
                 let map = NetworkMap::load(&configuration.base_directory, &own, clock)?;
-                Ok::<_, NodeError>((configuration, keys, map))
+                Ok::<_, NodeError>((configuration, keys, link, map))
             })
             .await??
         };
@@ -396,6 +404,7 @@ impl Node {
             prepared: Prepared {
                 configuration,
                 keys,
+                bridge_link,
                 applications,
                 store,
                 notary_log,

@@ -91,6 +91,7 @@ pub(crate) struct PostMetrics {
     length: IntGaugeVec,
     age: IntGaugeVec,
     connected: IntGaugeVec,
+    bridges: IntGauge,
 }
 
 impl PostMetrics {
@@ -122,7 +123,15 @@ impl PostMetrics {
                 "Whether there is a connection to a peer for sending.",
                 PEER,
             ),
+            bridges: metrics.gauge(
+                "quorate_p2p_bridges",
+                "Bridges of the node's firewall that are connected; 0 without a firewall.",
+            ),
         }
+    }
+
+    pub(crate) fn bridges(&self, count: usize) {
+        self.bridges.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn queue(&self, peer: &str, length: u64, age: Option<Duration>, connected: bool) {

@@ -206,6 +206,8 @@ impl Post {
     async fn measure(self) {
         loop {
             tokio::time::sleep(MEASURE_EVERY).await;
+            let bridges = self.messaging().and_then(|messaging| messaging.bridges());
+            self.inner.metrics.bridges(bridges.unwrap_or_default());
             for (peer, tail) in &self.tails().of {
                 let age = tail.depth.since.map(|since| since.elapsed());
                 let connected = self

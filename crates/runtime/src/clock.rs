@@ -8,6 +8,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 
 /// A source of time; cheap to clone.
@@ -70,6 +72,14 @@ impl Clock {
     /// Wall time in whole seconds since the Unix epoch, as certificates count it.
     pub fn now_seconds(&self) -> i64 {
         self.now_micros().div_euclid(1_000_000)
+    }
+
+    /// Wall time as RFC 3339 writes it, in UTC.
+    pub fn rfc3339(&self) -> String {
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.now_micros()) * 1000)
+            .ok()
+            .and_then(|time| time.format(&Rfc3339).ok())
+            .unwrap_or_default()
     }
 
     /// Time since some fixed moment in this process. Never goes backwards; two clones agree.

@@ -26,8 +26,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Map, Value, json};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::http::{BindError, Server};
 use crate::telemetry::LogControl;
@@ -281,15 +279,8 @@ impl Operations {
     }
 
     fn time(&self) -> String {
-        rfc3339(&self.clock)
+        self.clock.rfc3339()
     }
-}
-
-fn rfc3339(clock: &Clock) -> String {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(clock.now_micros()) * 1000)
-        .ok()
-        .and_then(|time| time.format(&Rfc3339).ok())
-        .unwrap_or_default()
 }
 
 async fn healthz(State(operations): State<Arc<Operations>>) -> Response {

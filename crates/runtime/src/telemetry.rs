@@ -31,6 +31,7 @@ use crate::metrics::families::IntCounterVec;
 use levels::Levels;
 
 pub use fabric::{DEFAULT_FORMAT, FabricFormat, FormatError};
+pub use file::RollingFile;
 pub use spec::{Level, LogSpec, SpecError};
 
 /// Size at which a log file is set aside.

@@ -13,6 +13,7 @@
 )]
 
 mod fencing;
+mod firewall;
 mod haproxy;
 mod hot_cold;
 mod judges;

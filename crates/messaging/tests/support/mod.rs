@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use quorate_identity::{CertificateAuthority, NodeKeys, SignatureScheme, UnixTime, X500Name};
+use quorate_identity::{
+    CertificateAuthority, NodeKeys, SignatureScheme, TlsParty, UnixTime, X500Name,
+};
 use quorate_messaging::{
     BridgeState, Epoch, Handle, HostAndPort, Inbound, Incoming, Messaging, Options, OutboundQueue,
     Outgoing, QueueError, Refusal, Security,
@@ -39,6 +41,12 @@ pub(crate) fn security(keys: &NodeKeys) -> Security {
 
 pub(crate) fn localhost() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
+}
+
+/// An address that nobody listens on.
+pub(crate) fn free_address() -> SocketAddr {
+    let listener = std::net::TcpListener::bind(localhost()).unwrap();
+    listener.local_addr().unwrap()
 }
 
 /// Waits until the condition holds.
@@ -298,6 +306,8 @@ pub(crate) struct Party {
     pub(crate) handle: Handle,
     pub(crate) tasks: Tasks,
     pub(crate) options: Options,
+    /// Where it stands behind a firewall: what it recognises bridges by.
+    link: Option<Option<TlsParty>>,
 }
 
 impl Party {
@@ -306,12 +316,25 @@ impl Party {
     }
 
     pub(crate) fn start_with(organisation: &str, change: impl FnOnce(&mut Options)) -> Self {
+        Self::start_linked(organisation, None, change)
+    }
+
+    /// Behind a firewall. Without `link`, bridges have a copy of its key.
+    pub(crate) fn start_behind(organisation: &str, link: Option<TlsParty>) -> Self {
+        Self::start_linked(organisation, Some(link), |_| {})
+    }
+
+    fn start_linked(
+        organisation: &str,
+        link: Option<Option<TlsParty>>,
+        change: impl FnOnce(&mut Options),
+    ) -> Self {
         let name = name(organisation);
         let mut options = Options::new(name.clone(), localhost());
         options.retry_min = Duration::from_millis(200);
         change(&mut options);
         let (queue, inbox, keys) = (Arc::default(), Arc::default(), keys(&name));
-        let (tasks, handle) = run(&options, &keys, &inbox, &queue);
+        let (tasks, handle) = run(&options, &keys, &link, &inbox, &queue);
         Self {
             name,
             keys,
@@ -321,6 +344,7 @@ impl Party {
             handle,
             tasks,
             options,
+            link,
         }
     }
 
@@ -332,7 +356,13 @@ impl Party {
     /// Starts again with what has survived, on the same port.
     pub(crate) fn restart(&mut self) {
         self.options.listen = self.address;
-        (self.tasks, self.handle) = run(&self.options, &self.keys, &self.inbox, &self.queue);
+        (self.tasks, self.handle) = run(
+            &self.options,
+            &self.keys,
+            &self.link,
+            &self.inbox,
+            &self.queue,
+        );
     }
 
     pub(crate) fn knows(&self, other: &Party) {
@@ -404,13 +434,18 @@ impl Party {
 fn run(
     options: &Options,
     keys: &NodeKeys,
+    link: &Option<Option<TlsParty>>,
     inbox: &Arc<Inbox>,
     queue: &Arc<Queue>,
 ) -> (Tasks, Handle) {
     let tasks = Tasks::new("");
+    let mut security = security(keys);
+    if let Some(link) = link {
+        security = security.behind_firewall(link.clone());
+    }
     let service = Messaging::bind(
         options.clone(),
-        security(keys),
+        security,
         inbox.clone(),
         queue.clone(),
         Entropy::seeded(1),

@@ -116,12 +116,9 @@ pub(super) fn decode(
         base,
     );
 
-    let bridge = "external bridges are not supported; peers connect to the node itself";
-    enterprise.refused_if_true("externalBridge", bridge);
     for key in [
         "messagingServerConnectionConfiguration",
         "messagingServerBackupAddresses",
-        "messagingServerSslConfiguration",
     ] {
         enterprise.unneeded(
             key,

@@ -481,9 +481,9 @@ fn values_that_cannot_be_are_refused_with_the_way_out() {
             "WAIT, EXIT, MANUAL",
         ),
         (
-            "enterpriseConfiguration.externalBridge = true",
-            "enterpriseConfiguration.externalBridge",
-            "not supported",
+            "enterpriseConfiguration { externalBridge = true, messagingServerSslConfiguration.sslKeystore = a }",
+            "enterpriseConfiguration.messagingServerSslConfiguration.trustStoreFile",
+            "name the link's trust store",
         ),
         (
             "messagingServerExternal = true",

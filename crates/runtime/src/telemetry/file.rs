@@ -1,6 +1,7 @@
 //! A log file that is set aside when it has grown.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -10,8 +11,10 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::FileOptions;
 
+/// A file that is set aside when it has grown.
+///
 /// Lines are written at once and unbuffered: the last line before a crash is the one that will be read.
-pub(super) struct RollingFile {
+pub struct RollingFile {
     open: Mutex<OpenFile>,
 }
 
@@ -22,7 +25,11 @@ struct OpenFile {
 }
 
 impl RollingFile {
-    pub(super) fn open(options: &FileOptions) -> io::Result<Self> {
+    /// Opens the file, to write behind what it has; its directory is made if need be.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn open(options: &FileOptions) -> io::Result<Self> {
         if let Some(directory) = options.path.parent() {
             fs::create_dir_all(directory)?;
         }
@@ -36,6 +43,21 @@ impl RollingFile {
             }),
         })
     }
+
+    /// Writes a line, which brings its own end.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn write_line(&self, line: &[u8]) -> io::Result<()> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.write_line(line)
+    }
+}
+
+impl fmt::Debug for RollingFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RollingFile").finish_non_exhaustive()
+    }
 }
 
 impl<'a> MakeWriter<'a> for RollingFile {
@@ -47,7 +69,7 @@ impl<'a> MakeWriter<'a> for RollingFile {
 }
 
 /// The right to write one line.
-pub(super) struct Line<'a>(MutexGuard<'a, OpenFile>);
+pub struct Line<'a>(MutexGuard<'a, OpenFile>);
 
 impl Write for Line<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

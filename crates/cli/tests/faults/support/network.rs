@@ -75,6 +75,9 @@ pub(crate) struct NodePlan {
     pub(crate) more: &'static str,
     /// The one port on which peers reach all machines, if there is a load balancer.
     pub(crate) front: Option<u16>,
+    /// The ports on which peers reach the node's floats, if it is behind a firewall, and what it has in
+    /// `enterpriseConfiguration` for that.
+    pub(crate) firewall: Option<(Vec<u16>, String)>,
 }
 
 impl NodePlan {
@@ -93,6 +96,7 @@ impl NodePlan {
             worker: false,
             more: "",
             front: None,
+            firewall: None,
         }
     }
 
@@ -216,6 +220,9 @@ impl Network {
         if let Some(front) = node.front {
             advertised = vec![front];
         }
+        if let Some((floats, _)) = &node.firewall {
+            advertised.clone_from(floats);
+        }
         for (index, (exclusion, ports)) in node.machines.iter().zip(ports).enumerate() {
             let number = index + 1;
             let mut database_gate = None;
@@ -248,6 +255,9 @@ impl Network {
                     update.as_millis(),
                     wait.as_millis(),
                 );
+            }
+            if let Some((_, more)) = &node.firewall {
+                let _ = writeln!(configuration, "enterpriseConfiguration {{ {more} }}");
             }
             let machine = Machine {
                 organisation: node.organisation,
@@ -284,6 +294,11 @@ impl Network {
             database,
             server: Arc::clone(postgres),
         })
+    }
+
+    /// The program under test.
+    pub(crate) fn quorate(&self) -> Command {
+        quorate(&self.program)
     }
 
     pub(crate) fn path(&self) -> &Path {
