@@ -8,6 +8,10 @@
 //! after the other, and an envelope behind a refused one is never queued. Between queueing and the answer several may
 //! be under way, so an envelope behind one that found no leader may have been ordered although its answer is never
 //! seen: to its sender that is the same as a connection that broke.
+//!
+//! A signature is verified once, by the orderer that orders: on a follower whose leader verifies what is forwarded to it
+//! and says so, the message goes there unverified, and the leader's answer is the client's. What other orderers forward
+//! ([`Checker::forwarded`]) goes through the same stages.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -184,39 +188,151 @@ impl Checker {
         }
     }
 
-    /// Judges what another orderer forwards, and submits it. It is checked like a client's message, whatever the
-    /// other orderer says about having checked it: one bad orderer must not decide what a channel holds.
+    /// Envelopes of one stream: checked in groups beside one another, queued one after the other, answered in their order.
     ///
-    /// # Errors
-    /// [`SubmitError`].
-    pub async fn submit_forwarded(
+    /// Each stage is given nothing more by the one before once that has failed, or `goes_on` says no; what is in it is
+    /// still answered.
+    fn stages<R, J, Q, A, Queue, Answer>(
         &self,
-        channel: &ChannelHandle,
-        envelope: RawEnvelope,
-    ) -> Result<(), SubmitError> {
-        let view = channel.view().borrow().clone();
-        let validated_at = view.config.sequence();
-        let judged = self
-            .run(move |checker| checker.judge_forwarded(&view, envelope))
-            .await;
-        let (envelope, kind) = judged.unwrap_or_else(|| Err(interrupted()))?;
-        // The other orderer is not told more than that we have it: Fabric's protocol has no answer. So configuration
-        // updates, which are answered by their block, are not waited for either.
-        let pending = channel
-            .enqueue(Submission {
-                envelope,
-                kind,
-                validated_at,
-                ack: Ack::Enqueued,
+        received: impl Stream<Item = Result<R, tonic::Status>> + Send + 'static,
+        judge: impl Fn(R) -> J + Clone + Send + Sync + 'static,
+        goes_on: impl Fn(&J) -> bool + Copy + Send + 'static,
+        queue: impl Fn(J) -> Queue + Send + 'static,
+        answer: impl Fn(Q) -> Answer + Send + 'static,
+    ) -> impl Stream<Item = Result<A, tonic::Status>> + Send + 'static
+    where
+        R: Send + 'static,
+        J: Send + 'static,
+        Q: Send + 'static,
+        A: Send + 'static,
+        Queue: Future<Output = Q> + Send + 'static,
+        Answer: Future<Output = A> + Send + 'static,
+    {
+        let checker = self.clone();
+        let judged = received
+            .ready_chunks(MAX_CHECKED_AT_ONCE)
+            .map(move |group| {
+                let (checker, judge) = (checker.clone(), judge.clone());
+                async move { checker.judge_group(group, judge).await }
             })
-            .await?;
-        match kind {
-            Kind::Normal => pending.answer().await,
-            Kind::Config => Ok(()),
-        }
+            .buffered(self.count)
+            .flat_map(stream::iter);
+        let judged = until(judged, move |judged: &Result<J, tonic::Status>| {
+            !judged.as_ref().is_ok_and(goes_on)
+        });
+        let queued = judged.then(move |judged| {
+            let queuing = judged.map(&queue);
+            async move { Ok(queuing?.await) }
+        });
+        queued
+            .map(move |queued: Result<Q, tonic::Status>| {
+                let answering = queued.map(&answer);
+                async move { Ok(answering?.await) }
+            })
+            .buffered(MAX_UNDER_WAY)
+    }
+
+    /// Checks a group of envelopes on one thread.
+    async fn judge_group<R: Send + 'static, J: Send + 'static>(
+        &self,
+        group: Vec<Result<R, tonic::Status>>,
+        judge: impl Fn(R) -> J + Send + 'static,
+    ) -> Vec<Result<J, tonic::Status>> {
+        let judged = self
+            .run(move |_| {
+                let judged = group.into_iter().map(|received| received.map(&judge));
+                judged.collect()
+            })
+            .await;
+        judged.unwrap_or_else(|| {
+            vec![Err(tonic::Status::internal(
+                "the check of the messages was interrupted",
+            ))]
+        })
+    }
+
+    /// Judges and submits what another orderer forwards over one stream, and gives an outcome for each, in their order. An
+    /// envelope is checked like a client's message, whatever the other orderer says about having checked it: one bad
+    /// orderer must not decide what a channel holds.
+    ///
+    /// Unless `insistent`, the stream ends with the first that is refused. Outcomes are [`SubmitError`]s, and those that
+    /// came instead of a channel.
+    pub fn forwarded<S>(
+        &self,
+        envelopes: S,
+        insistent: bool,
+    ) -> impl Stream<Item = Result<Result<(), SubmitError>, tonic::Status>> + Send + 'static
+    where
+        S: Stream<Item = Result<(Result<ChannelHandle, SubmitError>, RawEnvelope), tonic::Status>>
+            + Send
+            + 'static,
+    {
+        let room = Arc::new(Semaphore::new(MAX_BYTES_UNDER_WAY as usize));
+        let received = envelopes.then(move |received| {
+            let room = room.clone();
+            async move {
+                let (channel, envelope) = received?;
+                let permit = reserve(room, &envelope).await?;
+                Ok((channel, envelope, permit))
+            }
+        });
+        let checker = self.clone();
+        let judge =
+            move |(channel, envelope, permit)| (checker.judge_forwarded(channel, envelope), permit);
+        type Checked = Result<(ChannelHandle, Submission), SubmitError>;
+        let queue = |(checked, permit): (Checked, OwnedSemaphorePermit)| async move {
+            let queued = match checked {
+                Ok((channel, submission)) => {
+                    // The other orderer is not told more than that we have it. So configuration updates, which are
+                    // answered by their block, are not waited for.
+                    let waits = submission.kind == Kind::Normal;
+                    let pending = channel.enqueue(submission).await;
+                    pending.map(|pending| waits.then_some(pending))
+                }
+                Err(refusal) => Err(refusal),
+            };
+            (queued, permit)
+        };
+        type Queued = Result<Option<Pending>, SubmitError>;
+        let answer = |(queued, permit): (Queued, OwnedSemaphorePermit)| async move {
+            let outcome = match queued {
+                Ok(Some(pending)) => pending.answer().await,
+                Ok(None) => Ok(()),
+                Err(refusal) => Err(refusal),
+            };
+            drop(permit);
+            outcome
+        };
+        let outcomes = self.stages(
+            received,
+            judge,
+            move |(checked, _)| insistent || checked.is_ok(),
+            queue,
+            answer,
+        );
+        until(outcomes, move |outcome| {
+            !matches!(outcome, Ok(Ok(()))) && !(insistent && outcome.is_ok())
+        })
     }
 
     fn judge_forwarded(
+        &self,
+        channel: Result<ChannelHandle, SubmitError>,
+        envelope: RawEnvelope,
+    ) -> Result<(ChannelHandle, Submission), SubmitError> {
+        let channel = channel?;
+        let view = channel.view().borrow().clone();
+        let (envelope, kind) = self.judge_again(&view, envelope)?;
+        let submission = Submission {
+            envelope,
+            kind,
+            validated_at: Some(view.config.sequence()),
+            ack: Ack::Enqueued,
+        };
+        Ok((channel, submission))
+    }
+
+    fn judge_again(
         &self,
         view: &View,
         envelope: RawEnvelope,
@@ -241,11 +357,15 @@ impl Checker {
     }
 }
 
-fn interrupted() -> Refusal {
-    Refusal::new(
-        Status::InternalServerError,
-        "the check of the message was interrupted",
-    )
+/// Room for an envelope among the bytes under way.
+async fn reserve(
+    room: Arc<Semaphore>,
+    envelope: &RawEnvelope,
+) -> Result<OwnedSemaphorePermit, tonic::Status> {
+    let bytes = u32::try_from(envelope.encoded().len()).unwrap_or(u32::MAX);
+    room.acquire_many_owned(bytes.min(MAX_BYTES_UNDER_WAY))
+        .await
+        .map_err(|_| tonic::Status::internal("the stream is closed"))
 }
 
 /// Answers Broadcast streams; cheap to clone.
@@ -332,43 +452,25 @@ impl Broadcast {
     {
         let peer: Arc<str> = peer.into();
         let room = Arc::new(Semaphore::new(MAX_BYTES_UNDER_WAY as usize));
-        let threads = self.checker.count;
-
-        // Each stage is given nothing more by the one before once that has failed; what is in it is still answered.
-        let this = self.clone();
-        let reader = peer.clone();
-        let received = requests
-            .then(move |request| {
-                let (this, room, peer) = (this.clone(), room.clone(), reader.clone());
-                async move { this.receive(&peer, request?, room).await }
-            })
-            .ready_chunks(MAX_CHECKED_AT_ONCE);
-
-        let this = self.clone();
-        let judged = received
-            .map(move |group| {
-                let this = this.clone();
-                async move { this.judge(group).await }
-            })
-            .buffered(threads)
-            .flat_map(stream::iter);
-        let judged = until(judged, |judged: &Result<Judged, tonic::Status>| {
-            !matches!(judged, Ok(Judged { outcome: Ok(_), .. }))
+        let (this, reader) = (self.clone(), peer.clone());
+        let received = requests.then(move |request| {
+            let (this, room, peer) = (this.clone(), room.clone(), reader.clone());
+            async move { this.receive(&peer, request?, room).await }
         });
-
-        let this = self.clone();
-        let queued = judged.then(move |judged| {
-            let this = this.clone();
-            async move { Ok(this.queue(judged?).await) }
-        });
-
-        let this = self.clone();
-        let answers = queued
-            .map(move |queued: Result<Queued, tonic::Status>| {
-                let (this, peer) = (this.clone(), peer.clone());
-                async move { Ok(this.answer(&peer, queued?).await) }
-            })
-            .buffered(MAX_UNDER_WAY);
+        let (judging, queuing, answering) = (self.clone(), self.clone(), self.clone());
+        let answers = self.checker.stages(
+            received,
+            move |received| judging.judge_one(received),
+            |judged| judged.outcome.is_ok(),
+            move |judged| {
+                let this = queuing.clone();
+                async move { this.queue(judged).await }
+            },
+            move |queued| {
+                let (this, peer) = (answering.clone(), peer.clone());
+                async move { this.answer(&peer, queued).await }
+            },
+        );
         Box::pin(until(
             answers,
             |answer: &Result<BroadcastResponse, tonic::Status>| !matches!(answer, Ok(answer) if answer.status() == Status::Success),
@@ -381,11 +483,7 @@ impl Broadcast {
         envelope: RawEnvelope,
         room: Arc<Semaphore>,
     ) -> Result<Received, tonic::Status> {
-        let bytes = u32::try_from(envelope.encoded().len()).unwrap_or(u32::MAX);
-        let permit = room
-            .acquire_many_owned(bytes.min(MAX_BYTES_UNDER_WAY))
-            .await
-            .map_err(|_| tonic::Status::internal("the stream is closed"))?;
+        let permit = reserve(room, &envelope).await?;
         let started = self.checker.clock.monotonic();
         let found = self.find(peer, &envelope);
         Ok(Received {
@@ -466,28 +564,6 @@ impl Broadcast {
         }
     }
 
-    /// Checks a group of envelopes on one thread.
-    async fn judge(
-        &self,
-        group: Vec<Result<Received, tonic::Status>>,
-    ) -> Vec<Result<Judged, tonic::Status>> {
-        let this = self.clone();
-        let judged = self
-            .checker
-            .run(move |_| {
-                group
-                    .into_iter()
-                    .map(|received| received.map(|received| this.judge_one(received)))
-                    .collect()
-            })
-            .await;
-        judged.unwrap_or_else(|| {
-            vec![Err(tonic::Status::internal(
-                "the check of the messages was interrupted",
-            ))]
-        })
-    }
-
     fn judge_one(&self, received: Received) -> Judged {
         let Received {
             envelope,
@@ -497,7 +573,7 @@ impl Broadcast {
         } = received;
         let (labels, outcome) = match found {
             Err((labels, refusal)) => (labels, Err(refusal)),
-            Ok((labels, route)) => (labels, self.judge_route(route, &envelope)),
+            Ok((labels, route)) => (labels, self.judge_route(route, envelope)),
         };
         let status = outcome
             .as_ref()
@@ -517,29 +593,41 @@ impl Broadcast {
     fn judge_route(
         &self,
         route: Route,
-        envelope: &RawEnvelope,
+        envelope: RawEnvelope,
     ) -> Result<(ChannelHandle, Submission), Refusal> {
         let checker = &self.checker;
         let (channel, view, judged) = match route {
+            Route::Channel(Class::Normal, channel) if channel.leader_checks() => {
+                let view = channel.view().borrow().clone();
+                let now = UnixTime(checker.clock.now_seconds());
+                checks::before_signature(&view.config, &envelope, &checker.rules, now)?;
+                let submission = Submission {
+                    envelope,
+                    kind: Kind::Normal,
+                    validated_at: None,
+                    ack: self.ack,
+                };
+                return Ok((channel, submission));
+            }
             Route::Channel(class, channel) => {
                 let view = channel.view().borrow().clone();
-                let judged = checker.judge(&view, class, envelope);
+                let judged = checker.judge(&view, class, &envelope);
                 (channel, view, judged)
             }
             Route::Creation(system, channels) => {
                 let view = system.view().borrow().clone();
-                let judged = checker.judge_creation(&view, channels, envelope);
+                let judged = checker.judge_creation(&view, channels, &envelope);
                 (system, view, judged)
             }
             Route::Nobody(class, channel) => {
-                return Err(checker.judge_unserved(&channel, class, envelope));
+                return Err(checker.judge_unserved(&channel, class, &envelope));
             }
         };
         let (envelope, kind) = judged?;
         let submission = Submission {
             envelope,
             kind,
-            validated_at: view.config.sequence(),
+            validated_at: Some(view.config.sequence()),
             ack: self.ack,
         };
         Ok((channel, submission))

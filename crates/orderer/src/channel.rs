@@ -54,8 +54,9 @@ pub struct Submission {
     pub envelope: RawEnvelope,
     /// What it is.
     pub kind: Kind,
-    /// The configuration sequence under which it was checked; checked again when another is current by then.
-    pub validated_at: u64,
+    /// The configuration sequence under which it was checked; checked again when another is current by then. None: it
+    /// was not checked completely, because the leader does so ([`ChannelHandle::leader_checks`]).
+    pub validated_at: Option<u64>,
     /// When to answer.
     pub ack: Ack,
 }
@@ -102,6 +103,13 @@ impl ChannelHandle {
     /// The Raft id of the leader, 0 while there is none.
     pub fn leader(&self) -> watch::Receiver<u64> {
         self.shared.leader.clone()
+    }
+
+    /// Whether another orderer leads, and checks what is forwarded to it before it answers: whoever submits here need not
+    /// verify the signature of a normal message. Should the message be ordered by somebody else after all, it is checked
+    /// then.
+    pub fn leader_checks(&self) -> bool {
+        self.shared.leader_checks()
     }
 
     /// Why the channel has stopped, once it has.

@@ -7,6 +7,7 @@
 //! update and makes the `CONFIG` message of it that will stand in the block; [`creation`] does so with a request for a
 //! new channel, and makes the `ORDERER_TRANSACTION` of the system channel.
 
+use bytes::Bytes;
 use prost::Message as _;
 use quorate_fabric::config::{
     ChannelConfig, ConfigError, ConsensusState, CreatedChannel, raft_config,
@@ -121,13 +122,32 @@ pub fn normal(
     rules: &Rules,
     now: UnixTime,
 ) -> Result<(), Refusal> {
+    refuse_in_maintenance(config)?;
+    message(config, envelope, rules, now)
+}
+
+/// The part of [`normal`] that comes before the signature and the policy, for an orderer that leaves those to another.
+///
+/// # Errors
+/// Why the message is not ordered.
+pub fn before_signature(
+    config: &ChannelConfig,
+    envelope: &RawEnvelope,
+    rules: &Rules,
+    now: UnixTime,
+) -> Result<(), Refusal> {
+    refuse_in_maintenance(config)?;
+    sender(config, envelope, rules, now).map(|_| ())
+}
+
+fn refuse_in_maintenance(config: &ChannelConfig) -> Result<(), Refusal> {
     if in_maintenance(config) {
         return Err(Refusal::new(
             Status::ServiceUnavailable,
             "normal transactions are rejected: maintenance mode",
         ));
     }
-    message(config, envelope, rules, now)
+    Ok(())
 }
 
 fn in_maintenance(config: &ChannelConfig) -> bool {
@@ -143,6 +163,34 @@ fn message(
     rules: &Rules,
     now: UnixTime,
 ) -> Result<(), Refusal> {
+    let creator = sender(config, envelope, rules, now)?;
+    let path = if in_maintenance(config) {
+        ORDERER_WRITERS
+    } else {
+        WRITERS
+    };
+    let Some(policy) = config.policies().get(path) else {
+        return Err(Refusal::bad_request(format!(
+            "could not find policy {path}"
+        )));
+    };
+    let signed = SignedData {
+        data: envelope.payload().clone(),
+        identity: creator,
+        signature: envelope.signature().clone(),
+    };
+    policy
+        .evaluate(&[signed])
+        .map_err(|error| Refusal::new(Status::Forbidden, format!("{error}: permission denied")))
+}
+
+/// Who says to have sent the message, if it is not empty, not too long, and by somebody who is not expired.
+fn sender(
+    config: &ChannelConfig,
+    envelope: &RawEnvelope,
+    rules: &Rules,
+    now: UnixTime,
+) -> Result<Bytes, Refusal> {
     if envelope.payload().is_empty() {
         return Err(Refusal::bad_request("message payload is empty"));
     }
@@ -167,24 +215,7 @@ fn message(
             return Err(Refusal::bad_request("broadcast client identity expired"));
         }
     }
-    let path = if in_maintenance(config) {
-        ORDERER_WRITERS
-    } else {
-        WRITERS
-    };
-    let Some(policy) = config.policies().get(path) else {
-        return Err(Refusal::bad_request(format!(
-            "could not find policy {path}"
-        )));
-    };
-    let signed = SignedData {
-        data: envelope.payload().clone(),
-        identity: creator,
-        signature: envelope.signature().clone(),
-    };
-    policy
-        .evaluate(&[signed])
-        .map_err(|error| Refusal::new(Status::Forbidden, format!("{error}: permission denied")))
+    Ok(creator)
 }
 
 /// Under what a configuration update is judged.

@@ -5,6 +5,11 @@
 //! hands what they send to a [`Dispatch`]. What the bytes of a consensus message mean is the business of the channel;
 //! which channels exist that of the registrar; accepting connections that of [`crate::listener`].
 //!
+//! Fabric's protocol has no answer to a forwarded transaction: its orderers verify before they forward, and the leader
+//! believes them. Ours verifies as leader, and answers those who ask for it in the headers of the stream ([`ANSWERS`]), so
+//! that a follower need not verify as well and its client hears what the leader says. Towards Fabric's orderers both sides
+//! behave as Fabric's do.
+//!
 //! A connection leads to an address with a public key and serves all channels; on it, each channel has a stream for
 //! consensus messages and one for transactions, opened when first needed. A thousand idle channels cost a thousand entries
 //! in a table.
@@ -22,8 +27,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::stream::BoxStream;
 use quorate_fabric::envelope::RawEnvelope;
+use quorate_fabric::proto::common::Status;
 use quorate_identity::mutual_tls::{ClientTls, public_key};
 use quorate_runtime::{Clock, Entropy, Tasks};
 use tokio::time::Instant;
@@ -33,12 +39,20 @@ pub use connection::{Link, RECONNECT_MAX, RECONNECT_MIN};
 pub use expiry::track_expiry;
 pub use service::{STRANGERS_MESSAGE_BYTES, StepService};
 
+use crate::channel::SubmitError;
+use crate::checks::Refusal;
 use crate::grpc::StreamMetrics;
 use crate::listener::go_duration;
 use crate::metrics::{self, OrdererMetrics};
 use crate::options;
 use connection::{Connection, Dialler, LOG};
 use stream::{Kind, Lane, SendError};
+
+/// The header by which the opener of a stream asks for an answer to each transaction, and by which it is promised.
+pub const ANSWERS: &str = "quorate-answers";
+
+/// The header's value.
+const TRANSACTIONS: &str = "transactions";
 
 /// One consenter of a channel, as its configuration has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,18 +88,31 @@ pub trait Dispatch: Send + Sync + 'static {
         metadata: Bytes,
     ) -> Result<(), StepRefusal>;
 
-    /// A transaction that consenter `from` forwards. Later messages of the same stream wait for the result.
+    /// Transactions that another orderer forwards over one stream, and what becomes of each, in their order.
     ///
-    /// # Errors
-    /// What ends the sender's stream.
-    fn submit(
-        &self,
-        channel: &str,
-        from: u64,
-        last_validation_seq: u64,
-        envelope: RawEnvelope,
-    ) -> BoxFuture<'static, Result<(), StepRefusal>>;
+    /// An error among the former is passed on, and ends the latter. So does the first transaction that is refused, unless
+    /// `insistent`.
+    fn submit(&self, forwarded: ForwardedStream, insistent: bool) -> OutcomeStream;
 }
+
+/// A transaction that a consenter of the channel forwards.
+#[derive(Debug)]
+pub struct Forwarded {
+    /// The channel.
+    pub channel: String,
+    /// The consenter.
+    pub from: u64,
+    /// The configuration sequence under which it says to have checked the transaction.
+    pub last_validation_seq: u64,
+    /// The transaction.
+    pub envelope: RawEnvelope,
+}
+
+/// The transactions of one stream, until it breaks.
+pub type ForwardedStream = BoxStream<'static, Result<Forwarded, tonic::Status>>;
+
+/// What became of the transactions of one stream.
+pub type OutcomeStream = BoxStream<'static, Result<Result<(), SubmitError>, tonic::Status>>;
 
 /// The settings of `General.Cluster` that concern talking, and the limit on messages.
 #[derive(Debug, Clone)]
@@ -131,8 +158,18 @@ impl TransportOptions {
 
 /// Why a transaction could not be forwarded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct ForwardError(pub String);
+pub enum ForwardError {
+    /// The other orderer will not have it, now or ever.
+    #[error(transparent)]
+    Refused(Refusal),
+    /// The other orderer is not known to check what it is given, and nobody has checked this. Nothing was sent.
+    #[error("the other orderer does not check what is forwarded to it")]
+    Unchecked,
+    /// The connection is not there, or ended, or the other orderer does not order at the moment. The transaction may have
+    /// been taken over all the same.
+    #[error("{0}")]
+    Failed(String),
+}
 
 /// What became of a consensus message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -306,33 +343,50 @@ impl Transport {
         }
     }
 
-    /// Forwards a transaction; resolves when the connection has taken it. Whether it is ordered shows in the chain only.
-    /// Dropping the future does not take it back.
+    /// Whether that consenter checks what is forwarded to it and answers, as this program does and Fabric's orderer does
+    /// not. Known while a stream for transactions is open.
+    #[must_use]
+    pub fn checks(&self, channel: &str, id: u64) -> bool {
+        self.core
+            .lookup(channel, id)
+            .is_ok_and(|remote| remote.transactions.answers())
+    }
+
+    /// Forwards a transaction; resolves when the other orderer answers that it has taken it over, or, if it is one that
+    /// does not answer, when the connection has taken it. Whether it is ordered shows in the chain only. Dropping the
+    /// future does not take it back.
+    ///
+    /// `validated_at` is the configuration sequence under which it was checked, if it was.
     ///
     /// # Errors
-    /// [`ForwardError`] if that could not be done within `rpc_timeout`. The transaction may have been sent all the same.
+    /// [`ForwardError`], also if there is no answer within `rpc_timeout`.
     pub async fn submit(
         &self,
         channel: &str,
         to: u64,
-        last_validation_seq: u64,
-        envelope: &RawEnvelope,
+        validated_at: Option<u64>,
+        envelope: &Bytes,
     ) -> Result<(), ForwardError> {
-        let remote = self.core.lookup(channel, to).map_err(ForwardError)?;
+        let found = self.core.lookup(channel, to);
+        let remote = found.map_err(ForwardError::Failed)?;
         let patience = self.core.wiring.options.rpc_timeout;
-        let request = wire::submit(channel, last_validation_seq, envelope.encoded());
+        let request = wire::submit(channel, validated_at.unwrap_or(0), envelope);
         let delivered = remote
             .transactions
-            .deliver(request, Instant::now() + patience)
+            .deliver(request, validated_at.is_some(), Instant::now() + patience)
             .await;
-        delivered.map_err(|error| {
-            ForwardError(match error {
-                SendError::Timeout => format!(
-                    "timed out ({}) waiting on forwarding to {to}",
-                    go_duration(patience)
-                ),
-                other => other.to_string(),
-            })
+        delivered.map_err(|error| match error {
+            SendError::Refused(Refusal {
+                status: Status::ServiceUnavailable,
+                info,
+            }) => ForwardError::Failed(info),
+            SendError::Refused(refusal) => ForwardError::Refused(refusal),
+            SendError::Unanswered => ForwardError::Unchecked,
+            SendError::Timeout => ForwardError::Failed(format!(
+                "timed out ({}) waiting on forwarding to {to}",
+                go_duration(patience)
+            )),
+            other => ForwardError::Failed(other.to_string()),
         })
     }
 }

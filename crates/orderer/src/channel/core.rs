@@ -39,7 +39,7 @@ use super::ordering::Ordering;
 use super::{Submission, SubmitError};
 use crate::assembly::Tip;
 use crate::checks::Rules;
-use crate::cluster::Member;
+use crate::cluster::{ForwardError, Member};
 use crate::store::StoredBlock;
 
 /// The name under which operators know these log lines.
@@ -88,8 +88,8 @@ pub enum Event {
     },
     /// The write of this number, and all before, are durable.
     Written(u64),
-    /// A forwarded transaction was given to the leader's connection, or could not be.
-    Forwarded(ForwardId, Result<(), String>),
+    /// A forwarded transaction was taken over by the leader or given to its connection, or could not be.
+    Forwarded(ForwardId, Result<(), ForwardError>),
     /// The blocks asked for by [`Action::CatchUp`], verified, in order, possibly a part of them.
     Pulled(Vec<StoredBlock>),
     /// The configuration block of this number, which others have, does not name us.
@@ -131,8 +131,8 @@ pub enum Action {
         id: ForwardId,
         /// The leader.
         to: u64,
-        /// The configuration sequence under which the message was checked.
-        validated_at: u64,
+        /// The configuration sequence under which the message was checked; none if the leader has to.
+        validated_at: Option<u64>,
         /// The envelope.
         envelope: Bytes,
     },

@@ -24,6 +24,7 @@ use super::core::{Action, Channel, ForwardId, LOG, Ticket};
 use super::{Ack, Submission, SubmitError};
 use crate::assembly::Tip;
 use crate::checks::{self, Kind};
+use crate::cluster::ForwardError;
 use crate::cutter::Cutter;
 
 /// Transactions on their way to the leader at any moment. More wait in the queue of submissions.
@@ -57,7 +58,8 @@ const UNKNOWN: &str = "the message was handed over for ordering but no block wit
 #[derive(Debug)]
 struct Item {
     envelope: RawEnvelope,
-    validated_at: u64,
+    /// None: nobody has verified it yet.
+    validated_at: Option<u64>,
     ack: Ack,
     /// Whom to answer; nobody, once answered.
     ticket: Option<Ticket>,
@@ -89,7 +91,7 @@ enum Stage {
 struct ConfigUpdate {
     key: u64,
     envelope: RawEnvelope,
-    validated_at: u64,
+    validated_at: Option<u64>,
     /// What identifies it whichever orderer wraps it.
     update: Vec<u8>,
     /// Whom to answer: several, when other orderers have given us the same update, too.
@@ -542,21 +544,8 @@ impl Channel {
 
     /// Orders a normal message; we lead and are open.
     fn order(&mut self, mut item: Item) {
-        let sequence = self.config.sequence();
-        if item.validated_at < sequence {
-            warn!(target: LOG, channel = %self.name, node = self.raft_id,
-                "Normal message was validated against {}, although current config seq has advanced ({sequence})",
-                item.validated_at);
-            if let Err(refusal) =
-                checks::normal(&self.config, &item.envelope, &self.rules, self.now.wall)
-            {
-                warn!(target: LOG, channel = %self.name, node = self.raft_id,
-                    "Failed to order message: bad normal message: {refusal}");
-                self.gauges.proposal_failures += 1;
-                self.reply(item.ticket, Err(refusal.into()));
-                return;
-            }
-            item.validated_at = sequence;
+        if !self.is_allowed(&mut item) {
+            return;
         }
         if item.ack == Ack::Enqueued {
             let ticket = item.ticket.take();
@@ -579,6 +568,30 @@ impl Channel {
             self.ordering.batch_since = Some(now);
             self.ordering.batch_deadline = Some(now + self.config.batch_timeout());
         }
+    }
+
+    /// Checks a message if nobody has under the current configuration. `false`: it is refused, and gone.
+    fn is_allowed(&mut self, item: &mut Item) -> bool {
+        let sequence = self.config.sequence();
+        match item.validated_at {
+            Some(earlier) if earlier >= sequence => return true,
+            Some(earlier) => {
+                warn!(target: LOG, channel = %self.name, node = self.raft_id,
+                    "Normal message was validated against {earlier}, although current config seq has advanced ({sequence})");
+            }
+            None => {}
+        }
+        if let Err(refusal) =
+            checks::normal(&self.config, &item.envelope, &self.rules, self.now.wall)
+        {
+            warn!(target: LOG, channel = %self.name, node = self.raft_id,
+                "Failed to order message: bad normal message: {refusal}");
+            self.gauges.proposal_failures += 1;
+            self.reply(item.ticket.take(), Err(refusal.into()));
+            return false;
+        }
+        item.validated_at = Some(sequence);
+        true
     }
 
     pub(super) fn batch_timeout(&mut self) {
@@ -663,12 +676,14 @@ impl Channel {
         let Some(update) = self.ordering.updates.get_mut(at) else {
             return false;
         };
-        if update.validated_at >= sequence {
-            return true;
+        match update.validated_at {
+            Some(earlier) if earlier >= sequence => return true,
+            Some(earlier) => {
+                warn!(target: LOG, channel = %self.name, node = self.raft_id,
+                    "Config message was validated against {earlier}, although current config seq has advanced ({sequence})");
+            }
+            None => {}
         }
-        warn!(target: LOG, channel = %self.name, node = self.raft_id,
-            "Config message was validated against {}, although current config seq has advanced ({sequence})",
-            update.validated_at);
         let context = checks::UpdateContext {
             config: &self.config,
             consenters: self.consenters.ids(),
@@ -679,7 +694,7 @@ impl Channel {
         match checks::config_again(&context, &update.envelope, &self.rules, self.now.wall) {
             Ok(envelope) => {
                 update.envelope = envelope;
-                update.validated_at = sequence;
+                update.validated_at = Some(sequence);
                 true
             }
             Err(refusal) => {
@@ -867,7 +882,7 @@ impl Channel {
         });
     }
 
-    pub(super) fn forwarded(&mut self, id: ForwardId, result: Result<(), String>) {
+    pub(super) fn forwarded(&mut self, id: ForwardId, result: Result<(), ForwardError>) {
         let Some(forwarding) = self.ordering.forwards.remove(&id) else {
             return;
         };
@@ -889,17 +904,31 @@ impl Channel {
                     self.reply(item.ticket, Ok(()));
                 }
             }
-            (Forwarding::Normal(item), Err(reason)) => match item.ticket {
-                Some(ticket) => {
+            (Forwarding::Normal(mut item), Err(error)) => {
+                if let Some(ticket) = item.ticket {
                     self.ordering.waiting.remove(ticket);
-                    self.unavailable(Some(ticket), &reason);
                 }
-                None => {
-                    // Acknowledged already, in another office. Not at once again, or a dead leader would keep us busy.
-                    self.ordering.orphans.push_back(item);
-                    self.ordering.orphans_wait = true;
+                match error {
+                    // The leader is another than the one that would have checked it.
+                    ForwardError::Unchecked => {
+                        if self.is_allowed(&mut item) {
+                            self.forward(item);
+                        }
+                    }
+                    ForwardError::Refused(refusal) => {
+                        self.reply(item.ticket, Err(refusal.into()));
+                    }
+                    ForwardError::Failed(reason) if item.ticket.is_some() => {
+                        self.unavailable(item.ticket, &reason);
+                    }
+                    ForwardError::Failed(_) => {
+                        // Acknowledged already, in another office. Not at once again, or a dead leader would keep us
+                        // busy.
+                        self.ordering.orphans.push_back(item);
+                        self.ordering.orphans_wait = true;
+                    }
                 }
-            },
+            }
         }
     }
 

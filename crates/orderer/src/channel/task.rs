@@ -26,7 +26,7 @@ use super::core::{
 use super::metrics::ChannelMetrics;
 use super::ordering::STOPPED;
 use super::{ChannelHandle, Submission, SubmitError};
-use crate::cluster::Member;
+use crate::cluster::{ForwardError, Member};
 use crate::store::{BlockStore, StoredBlock};
 
 /// Submissions that wait for the channel.
@@ -53,13 +53,17 @@ pub trait Peers: Send + Sync + 'static {
     /// Sends a consensus message, or loses it. Never blocks.
     fn send(&self, to: u64, payload: Bytes, metadata: Bytes);
 
-    /// Forwards a transaction; resolves when it was given to the connection.
+    /// Whether that consenter checks what is forwarded to it, and answers.
+    fn checks(&self, to: u64) -> bool;
+
+    /// Forwards a transaction; resolves when that consenter has taken it over, or, if it does not answer, when it was given
+    /// to the connection. One that was not checked here goes to those only that check it.
     fn forward(
         &self,
         to: u64,
-        validated_at: u64,
+        validated_at: Option<u64>,
         envelope: Bytes,
-    ) -> BoxFuture<'static, Result<(), String>>;
+    ) -> BoxFuture<'static, Result<(), ForwardError>>;
 }
 
 /// Blocks and configuration as the other orderers of a channel have them.
@@ -112,6 +116,7 @@ pub(super) struct Shared {
     pub(super) leader: watch::Receiver<u64>,
     pub(super) halted: watch::Receiver<Option<Halt>>,
     pub(super) store: BlockStore,
+    peers: Arc<dyn Peers>,
     submissions: mpsc::Sender<(Submission, oneshot::Sender<Answer>)>,
     messages: mpsc::Sender<(u64, Bytes, Bytes)>,
     message_bytes: Arc<AtomicUsize>,
@@ -137,6 +142,11 @@ impl Pending {
 }
 
 impl Shared {
+    pub(super) fn leader_checks(&self) -> bool {
+        let leader = *self.leader.borrow();
+        leader != 0 && self.peers.checks(leader)
+    }
+
     pub(super) async fn enqueue(&self, submission: Submission) -> Result<Pending, SubmitError> {
         let (answer, pending) = oneshot::channel();
         self.submissions
@@ -201,6 +211,7 @@ pub fn start(start: Start, tasks: &Tasks) -> Result<ChannelHandle, SetupError> {
         leader,
         halted,
         store: start.store.clone(),
+        peers: start.peers.clone(),
         submissions,
         messages,
         message_bytes: message_bytes.clone(),
@@ -273,7 +284,7 @@ struct Shell {
     done: mpsc::UnboundedSender<Done>,
     tickets: HashMap<Ticket, oneshot::Sender<Answer>>,
     next_ticket: u64,
-    forwards: FuturesUnordered<BoxFuture<'static, (ForwardId, Result<(), String>)>>,
+    forwards: FuturesUnordered<BoxFuture<'static, (ForwardId, Result<(), ForwardError>)>>,
     fetching: Option<Fetching>,
     suspecting: Option<BoxFuture<'static, Option<u64>>>,
     message_bytes: Arc<AtomicUsize>,

@@ -1,24 +1,27 @@
 //! The server's side of `Cluster.Step`.
 //!
-//! A stream's messages are taken one after the other; the first that is refused ends the stream with gRPC's status 2 and
-//! the reason, and nothing else is ever answered. Reading is driven by whoever waits for the answer: a stream costs no
-//! task of its own.
+//! A stream's messages are taken one after the other. Unless the caller has asked for answers ([`super::ANSWERS`]), the first
+//! that is refused ends the stream with gRPC's status 2 and the reason, and nothing else is ever answered. Reading is driven
+//! by whoever waits for the answers: a stream costs no task of its own.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream, StreamExt as _};
 use quorate_fabric::envelope::RawEnvelope;
+use quorate_runtime::metrics::IntCounter;
 use tonic::codegen::http;
+use tonic::metadata::MetadataValue;
 use tonic::server::{NamedService, StreamingService};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::connection::LOG;
 use super::expiry::ExpiryWatch;
-use super::wire::Step;
-use super::{Core, Dispatch, StepRefusal};
+use super::wire::{self, Step};
+use super::{Core, Dispatch, Forwarded, StepRefusal};
 use crate::grpc::StreamMetrics;
 use crate::listener::{Peer, go_duration};
 use crate::raw::RawCodec;
@@ -70,23 +73,30 @@ impl tower::Service<http::Request<tonic::body::Body>> for StepService {
     }
 }
 
-impl StreamingService<bytes::Bytes> for StepService {
-    type Response = bytes::Bytes;
-    type ResponseStream = BoxStream<'static, Result<bytes::Bytes, Status>>;
+impl StreamingService<Bytes> for StepService {
+    type Response = Bytes;
+    type ResponseStream = BoxStream<'static, Result<Bytes, Status>>;
     type Future = BoxFuture<'static, Result<Response<Self::ResponseStream>, Status>>;
 
-    fn call(&mut self, request: Request<Streaming<bytes::Bytes>>) -> Self::Future {
+    fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
+        let asked = request.metadata().get(super::ANSWERS);
+        let answering = asked.is_some_and(|asked| asked == super::TRANSACTIONS);
         let call = Call {
             core: self.core.clone(),
-            dispatch: self.dispatch.clone(),
             peer: request.extensions().get::<Peer>().cloned(),
+            answering,
             _counted: Ingress::new(self.core.clone()),
             told: self.metrics.begin(),
+            started: Instant::now(),
         };
+        let dispatch = self.dispatch.clone();
         Box::pin(async move {
-            let answers = stream::once(call.serve(request.into_inner()))
-                .filter_map(|outcome| async { outcome.err().map(Err) });
-            Ok(Response::new(answers.boxed()))
+            let mut response = Response::new(call.serve(dispatch, request.into_inner()));
+            if answering {
+                let promise = MetadataValue::from_static(super::TRANSACTIONS);
+                response.metadata_mut().insert(super::ANSWERS, promise);
+            }
+            Ok(response)
         })
     }
 }
@@ -109,32 +119,83 @@ impl Drop for Ingress {
 
 struct Call {
     core: Arc<Core>,
-    dispatch: Arc<dyn Dispatch>,
     peer: Option<Peer>,
+    /// Every transaction is answered.
+    answering: bool,
     /// Held while the stream is open.
     _counted: Ingress,
     told: crate::grpc::Call,
+    started: Instant,
 }
 
 impl Call {
-    async fn serve(mut self, requests: Streaming<bytes::Bytes>) -> Result<(), Status> {
-        let started = Instant::now();
-        let address = self
+    fn serve(
+        self,
+        dispatch: Arc<dyn Dispatch>,
+        requests: Streaming<Bytes>,
+    ) -> BoxStream<'static, Result<Bytes, Status>> {
+        tracing::debug!(target: LOG, "Connection from {}({})", self.name(), self.address());
+        let reader = Reader::new(&self, dispatch.clone(), requests);
+        let forwarded = stream::unfold(Some(reader), |reader| async move {
+            let mut reader = reader?;
+            let next = reader.next().await.transpose()?;
+            let goes_on = next.is_ok();
+            Some((next, goes_on.then_some(reader)))
+        });
+        let outcomes = dispatch.submit(forwarded.boxed(), self.answering);
+        let answers = stream::unfold(Some((self, outcomes)), |open| async move {
+            let (mut call, mut outcomes) = open?;
+            loop {
+                match outcomes.next().await {
+                    None => return call.end(Ok(())).err().map(|status| (Err(status), None)),
+                    Some(Err(status)) => {
+                        return call
+                            .end(Err(status))
+                            .err()
+                            .map(|status| (Err(status), None));
+                    }
+                    Some(Ok(outcome)) => {
+                        if let Err(refusal) = &outcome {
+                            tracing::warn!(target: LOG, "Handling of Submit() from {} failed: {refusal}", call.address());
+                        }
+                        if call.answering {
+                            call.told.sent();
+                            let answer = wire::answer(&outcome);
+                            return Some((Ok(answer), Some((call, outcomes))));
+                        }
+                        if let Err(refusal) = outcome {
+                            let status = refused(StepRefusal(refusal.to_string()));
+                            return call
+                                .end(Err(status))
+                                .err()
+                                .map(|status| (Err(status), None));
+                        }
+                    }
+                }
+            }
+        });
+        answers.boxed()
+    }
+
+    fn address(&self) -> String {
+        let peer = self.peer.as_ref();
+        peer.map_or_else(String::new, |peer| peer.address.to_string())
+    }
+
+    fn name(&self) -> &str {
+        let certificate = self
             .peer
             .as_ref()
-            .map_or_else(String::new, |peer| peer.address.to_string());
-        let name = self
-            .peer
-            .as_ref()
-            .and_then(|peer| peer.certificate.as_ref())
-            .map_or_else(String::new, |certificate| {
-                certificate.facts.common_name.clone()
-            });
-        tracing::debug!(target: LOG, "Connection from {name}({address})");
-        let outcome = self.read(requests, &address).await;
-        let took = go_duration(started.elapsed());
-        self.told
-            .end(outcome.as_ref().map_or_else(Status::code, |()| Code::Ok));
+            .and_then(|peer| peer.certificate.as_ref());
+        certificate.map_or("", |certificate| &certificate.facts.common_name)
+    }
+
+    /// Notes how the stream ended.
+    fn end(&mut self, outcome: Result<(), Status>) -> Result<(), Status> {
+        let took = go_duration(self.started.elapsed());
+        let code = outcome.as_ref().map_or_else(Status::code, |()| Code::Ok);
+        self.told.end(code);
+        let (name, address) = (self.name(), self.address());
         match &outcome {
             Ok(()) => tracing::debug!(target: LOG, "{name}({address}) disconnected"),
             Err(status) => tracing::info!(
@@ -151,57 +212,61 @@ impl Call {
         }
         outcome
     }
+}
 
-    async fn read(
-        &self,
-        mut requests: Streaming<bytes::Bytes>,
-        address: &str,
-    ) -> Result<(), Status> {
-        let certificate = self
+/// Takes the messages of a stream in. Consensus messages go to the channels at once, transactions come out.
+struct Reader {
+    core: Arc<Core>,
+    dispatch: Arc<dyn Dispatch>,
+    requests: Streaming<Bytes>,
+    peer: Option<Peer>,
+    address: String,
+    expiry: Option<ExpiryWatch>,
+    received: IntCounter,
+}
+
+impl Reader {
+    fn new(call: &Call, dispatch: Arc<dyn Dispatch>, requests: Streaming<Bytes>) -> Self {
+        let (core, address) = (call.core.clone(), call.address());
+        let certificate = call
             .peer
             .as_ref()
             .and_then(|peer| peer.certificate.as_deref());
-        let mut expiry = certificate.map(|certificate| {
-            ExpiryWatch::new(
-                &certificate.facts,
-                address.to_owned(),
-                self.core.wiring.options.certificate_warning,
-            )
+        let expiry = certificate.map(|certificate| {
+            let threshold = core.wiring.options.certificate_warning;
+            ExpiryWatch::new(&certificate.facts, address.clone(), threshold)
         });
-        let key = certificate.map(|certificate| certificate.facts.public_key.as_slice());
+        Self {
+            core,
+            dispatch,
+            requests,
+            peer: call.peer.clone(),
+            address,
+            expiry,
+            received: call.told.received().clone(),
+        }
+    }
+
+    /// The next transaction; none at the end of the stream.
+    async fn next(&mut self) -> Result<Option<Forwarded>, Status> {
         loop {
-            let bytes = match requests.message().await {
-                Ok(Some(bytes)) => {
-                    self.told.received().inc();
-                    bytes
-                }
-                Ok(None) => return Ok(()),
+            let bytes = match self.requests.message().await {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => return Ok(None),
                 Err(status) => {
-                    tracing::warn!(target: LOG, "Stream read from {address} failed: {}", status.message());
+                    tracing::warn!(target: LOG, "Stream read from {} failed: {}", self.address, status.message());
                     return Err(status);
                 }
             };
-            let unreadable = |reason: &dyn std::fmt::Display| {
-                Status::internal(format!(
-                    "grpc: failed to unmarshal the received message: {reason}"
-                ))
-            };
-            let step = Step::decode(bytes).map_err(|error| unreadable(&error))?;
-            let mut warn = |channel: &str| {
-                let now = self.core.wiring.clock.now_seconds();
-                if let Some(warning) = expiry.as_mut().and_then(|watch| watch.check(now, channel)) {
-                    tracing::warn!(target: LOG, "{warning}");
-                }
-            };
-            match step {
+            self.received.inc();
+            match Step::decode(bytes).map_err(|error| unreadable(&error))? {
                 Step::Consensus {
                     channel,
                     payload,
                     metadata,
                 } => {
-                    warn(&channel);
-                    self.core
-                        .caller(&channel, key)
+                    self.warn(&channel);
+                    self.caller(&channel)
                         .and_then(|from| self.dispatch.consensus(&channel, from, payload, metadata))
                         .map_err(refused)?;
                 }
@@ -210,21 +275,19 @@ impl Call {
                     last_validation_seq,
                     envelope,
                 } => {
-                    warn(&channel);
+                    self.warn(&channel);
                     let envelope =
                         RawEnvelope::decode(envelope).map_err(|error| unreadable(&error))?;
-                    let outcome = match self.core.caller(&channel, key) {
-                        Ok(from) => {
-                            self.dispatch
-                                .submit(&channel, from, last_validation_seq, envelope)
-                                .await
-                        }
-                        Err(refusal) => Err(refusal),
-                    };
-                    if let Err(refusal) = outcome {
-                        tracing::warn!(target: LOG, "Handling of Submit() from {address} failed: {refusal}");
-                        return Err(refused(refusal));
-                    }
+                    let from = self.caller(&channel).map_err(|refusal| {
+                        tracing::warn!(target: LOG, "Handling of Submit() from {} failed: {refusal}", self.address);
+                        refused(refusal)
+                    })?;
+                    return Ok(Some(Forwarded {
+                        channel,
+                        from,
+                        last_validation_seq,
+                        envelope,
+                    }));
                 }
                 Step::Neither => {
                     return Err(refused(StepRefusal(
@@ -234,6 +297,29 @@ impl Call {
             }
         }
     }
+
+    fn caller(&self, channel: &str) -> Result<u64, StepRefusal> {
+        let certificate = self
+            .peer
+            .as_ref()
+            .and_then(|peer| peer.certificate.as_deref());
+        let key = certificate.map(|certificate| certificate.facts.public_key.as_slice());
+        self.core.caller(channel, key)
+    }
+
+    fn warn(&mut self, channel: &str) {
+        let now = self.core.wiring.clock.now_seconds();
+        let watch = self.expiry.as_mut();
+        if let Some(warning) = watch.and_then(|watch| watch.check(now, channel)) {
+            tracing::warn!(target: LOG, "{warning}");
+        }
+    }
+}
+
+fn unreadable(reason: &dyn std::fmt::Display) -> Status {
+    Status::internal(format!(
+        "grpc: failed to unmarshal the received message: {reason}"
+    ))
 }
 
 fn refused(refusal: StepRefusal) -> Status {

@@ -5,6 +5,7 @@
 //! When a consensus message does not fit into the queue, the stream is given up together with all that waits in it: Raft
 //! will ask what the other side still needs, and old messages would only be in the way of new ones.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,16 +19,18 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, interval_at, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::MetadataValue;
 
-use super::Wiring;
 use super::connection::{Connection, LOG, Unconnected};
 use super::expiry::ExpiryWatch;
+use super::{Wiring, wire};
+use crate::checks::Refusal;
 use crate::listener::go_duration;
 use crate::metrics::{self, Timing};
 use crate::raw::RawCodec;
 
 const STEP: &str = "/orderer.Cluster/Step";
-/// What another orderer answers on a Step stream, at most, in bytes: nothing, in practice.
+/// The longest answer of another orderer on a Step stream, in bytes: a status, and a line of text.
 const ANSWER_BYTES: usize = 64 * 1024;
 /// The pause after a stream that was refused at once; it doubles up to [`REOPEN_MAX`].
 const REOPEN_MIN: Duration = Duration::from_millis(50);
@@ -61,6 +64,12 @@ pub(super) enum SendError {
     Ended(Arc<str>),
     #[error("rpc timeout expired")]
     Timeout,
+    /// The other side has looked at it, and will not have it.
+    #[error(transparent)]
+    Refused(Refusal),
+    /// The other side is not known to answer, which was asked for.
+    #[error("the other side does not answer")]
+    Unanswered,
 }
 
 /// Where messages of one kind for one destination of one channel go.
@@ -92,7 +101,66 @@ struct Slot {
 struct Open {
     queue: mpsc::Sender<Item>,
     metrics: OfStream,
+    answers: Arc<Answers>,
     _ends: Arc<DropGuard>,
+}
+
+/// What was sent on a stream and is not answered yet, in its order.
+#[derive(Default)]
+struct Answers(Mutex<Unanswered>);
+
+#[derive(Default)]
+struct Unanswered {
+    /// The other side has promised answers.
+    promised: bool,
+    /// Sent before that was known: nobody waits for those answers.
+    unheeded: u64,
+    // As long as there are transactions under way, which the channel bounds.
+    waiting: VecDeque<oneshot::Sender<Result<(), Refusal>>>,
+}
+
+impl Answers {
+    fn are_promised(&self) -> bool {
+        lock(&self.0).promised
+    }
+
+    fn promise(&self) {
+        lock(&self.0).promised = true;
+    }
+
+    /// A message was sent for which somebody waits. If there will be no answer, that it was sent is what they hear.
+    fn sent(&self, waits: oneshot::Sender<Result<(), Refusal>>) {
+        let mut unanswered = lock(&self.0);
+        if unanswered.promised {
+            unanswered.waiting.push_back(waits);
+        } else {
+            unanswered.unheeded += 1;
+            drop(unanswered);
+            // Whoever waited may have lost patience.
+            let _ = waits.send(Ok(()));
+        }
+    }
+
+    /// An answer has come. `false`: nobody has asked.
+    fn came(&self, answer: Result<(), Refusal>) -> bool {
+        let mut unanswered = lock(&self.0);
+        if unanswered.unheeded > 0 {
+            unanswered.unheeded -= 1;
+            return true;
+        }
+        let Some(waits) = unanswered.waiting.pop_front() else {
+            return false;
+        };
+        drop(unanswered);
+        let _ = waits.send(answer);
+        true
+    }
+
+    /// The stream has ended: nobody waits any longer.
+    fn end(&self) {
+        let waiting = std::mem::take(&mut lock(&self.0).waiting);
+        drop(waiting);
+    }
 }
 
 /// What changes with every message of a stream, looked up once.
@@ -126,7 +194,8 @@ impl OfStream {
 struct Item {
     request: Bytes,
     queued: Instant,
-    sent: Option<oneshot::Sender<()>>,
+    /// Who waits for the answer.
+    waits: Option<oneshot::Sender<Result<(), Refusal>>>,
 }
 
 impl Lane {
@@ -161,7 +230,7 @@ impl Lane {
         let item = Item {
             request,
             queued: Instant::now(),
-            sent: None,
+            waits: None,
         };
         match open.queue.try_send(item) {
             Ok(()) => {
@@ -184,18 +253,34 @@ impl Lane {
         }
     }
 
-    /// Queues a message, waiting for room, and waits until the connection has taken it. Dropping the future may or may
-    /// not leave the message queued.
+    /// Whether the other side answers, as far as is known.
+    pub(super) fn answers(&self) -> bool {
+        let slot = lock(&self.slot);
+        let open = slot.current.as_ref();
+        open.is_some_and(|open| !open.queue.is_closed() && open.answers.are_promised())
+    }
+
+    /// Queues a message, waiting for room, and waits for the answer, or, if there will be none, until the connection has
+    /// taken it. Dropping the future may or may not leave the message queued.
     ///
     /// # Errors
-    /// If that did not happen before `deadline`, or the stream ended first.
-    pub(super) async fn deliver(&self, request: Bytes, deadline: Instant) -> Result<(), SendError> {
+    /// If that did not happen before `deadline`, or the stream ended first, or the other side refuses the message. If it
+    /// is not `checked` and there will be no answer, it is not sent.
+    pub(super) async fn deliver(
+        &self,
+        request: Bytes,
+        checked: bool,
+        deadline: Instant,
+    ) -> Result<(), SendError> {
         let open = self.open(&mut lock(&self.slot))?.0;
-        let (sent, taken) = oneshot::channel();
+        if !checked && !open.answers.are_promised() {
+            return Err(SendError::Unanswered);
+        }
+        let (waits, answer) = oneshot::channel();
         let item = Item {
             request,
             queued: Instant::now(),
-            sent: Some(sent),
+            waits: Some(waits),
         };
         let sending = async {
             let ended = || {
@@ -204,7 +289,8 @@ impl Lane {
             };
             open.queue.send(item).await.map_err(|_| ended())?;
             open.metrics.waiting(depth(&open.queue));
-            taken.await.map_err(|_| ended())
+            let answer = answer.await.map_err(|_| ended())?;
+            answer.map_err(SendError::Refused)
         };
         timeout_at(deadline, sending)
             .await
@@ -237,6 +323,7 @@ impl Lane {
         let (queue, waiting) = mpsc::channel(self.wiring.options.send_buffer_size.max(1));
         let metrics = OfStream::new(&self.wiring.metrics, &self.label, queue.max_capacity());
         let aborted = CancellationToken::new();
+        let answers = Arc::new(Answers::default());
         let worker = Worker {
             wiring: self.wiring.clone(),
             label: self.label.clone(),
@@ -244,6 +331,7 @@ impl Lane {
             slot: self.slot.clone(),
             queue: queue.clone(),
             metrics: metrics.clone(),
+            answers: answers.clone(),
             aborted: aborted.clone(),
         };
         let name = format!(
@@ -256,6 +344,7 @@ impl Lane {
         Open {
             queue,
             metrics,
+            answers,
             _ends: Arc::new(aborted.drop_guard()),
         }
     }
@@ -292,6 +381,7 @@ struct Worker {
     slot: Arc<Mutex<Slot>>,
     queue: mpsc::Sender<Item>,
     metrics: OfStream,
+    answers: Arc<Answers>,
     aborted: CancellationToken,
 }
 
@@ -313,6 +403,7 @@ impl Worker {
         };
         // Whatever still holds the queue's other end lets go of it.
         self.aborted.cancel();
+        self.answers.end();
         open.iter().for_each(IntGauge::dec);
         let Some(Ended { reason, connected }) = ended else {
             return;
@@ -361,6 +452,7 @@ impl Worker {
             queue: self.queue.clone(),
             waiting,
             metrics: self.metrics.clone(),
+            answers: self.answers.clone(),
             taken: taken.clone(),
             expiry: link.server.as_deref().map(|facts| {
                 let threshold = self.wiring.options.certificate_warning;
@@ -374,8 +466,12 @@ impl Worker {
                 return format!("cannot open a stream: {error}").into();
             }
             let path = PathAndQuery::from_static(STEP);
-            let request = tonic::Request::new(outgoing);
-            // The answer begins when the other side says so, which Fabric does at the stream's end.
+            let mut request = tonic::Request::new(outgoing);
+            if self.label.kind == Kind::Transaction {
+                let value = MetadataValue::from_static(super::TRANSACTIONS);
+                request.metadata_mut().insert(super::ANSWERS, value);
+            }
+            // Fabric's answer begins at the stream's end.
             match client
                 .max_decoding_message_size(ANSWER_BYTES)
                 .streaming(request, path, RawCodec)
@@ -383,10 +479,23 @@ impl Worker {
             {
                 Err(status) => ending(&status),
                 Ok(answers) => {
+                    let promise = answers.metadata().get(super::ANSWERS);
+                    if promise.is_some_and(|promise| promise == super::TRANSACTIONS) {
+                        self.answers.promise();
+                    }
                     let mut answers = answers.into_inner();
                     loop {
                         match answers.message().await {
-                            Ok(Some(_)) => {}
+                            Ok(Some(answer)) => {
+                                let heeded = match wire::read_answer(answer) {
+                                    Some(answer) => self.answers.came(answer),
+                                    None => false,
+                                };
+                                if !heeded {
+                                    return "the other side has answered what nobody has asked"
+                                        .into();
+                                }
+                            }
                             Ok(None) => return "closed by the other side".into(),
                             Err(status) => return ending(&status),
                         }
@@ -446,6 +555,7 @@ struct Outgoing {
     queue: mpsc::Sender<Item>,
     waiting: mpsc::Receiver<Item>,
     metrics: OfStream,
+    answers: Arc<Answers>,
     taken: Arc<AtomicU64>,
     expiry: Option<ExpiryWatch>,
     aborted: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -471,9 +581,8 @@ impl Stream for Outgoing {
                 tracing::warn!(target: LOG, "{warning}");
             }
         }
-        if let Some(sent) = item.sent {
-            // Whoever waited may have lost patience.
-            let _ = sent.send(());
+        if let Some(waits) = item.waits {
+            this.answers.sent(waits);
         }
         Poll::Ready(Some(item.request))
     }

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
-use futures::stream;
+use futures::stream::{self, StreamExt as _};
 use quorate_fabric::envelope::RawEnvelope;
 use quorate_identity::mutual_tls::{ClientAuth, ClientTls, Credentials, Roots, ServerTls, shifted};
 use quorate_identity::{Clock as TlsClock, UnixTime};
@@ -107,25 +106,57 @@ impl Dispatch for Recorder {
         Ok(())
     }
 
-    fn submit(
-        &self,
-        channel: &str,
-        from: u64,
-        last_validation_seq: u64,
-        envelope: RawEnvelope,
-    ) -> BoxFuture<'static, Result<(), StepRefusal>> {
-        let got = Got::Submit(
-            channel.to_owned(),
-            from,
-            last_validation_seq,
-            envelope.encoded().clone(),
-        );
-        let _ = self.got.send(got);
-        if self.stuck {
-            Box::pin(std::future::pending())
-        } else {
-            Box::pin(std::future::ready(Ok(())))
-        }
+    fn submit(&self, forwarded: ForwardedStream, insistent: bool) -> OutcomeStream {
+        let (sender, stuck) = (self.got.clone(), self.stuck);
+        let outcomes = forwarded.then(move |forwarded| {
+            let sender = sender.clone();
+            async move {
+                let forwarded = forwarded?;
+                let got = Got::Submit(
+                    forwarded.channel,
+                    forwarded.from,
+                    forwarded.last_validation_seq,
+                    forwarded.envelope.encoded().clone(),
+                );
+                let _ = sender.send(got);
+                if stuck {
+                    std::future::pending::<()>().await;
+                }
+                if insistent && forwarded.envelope.payload().is_empty() {
+                    return Ok(Err(Refusal::new(Status::BadRequest, "empty").into()));
+                }
+                Ok(Ok(()))
+            }
+        });
+        outcomes.boxed()
+    }
+}
+
+/// The service as Fabric's orderer has it, which knows of no answers.
+#[derive(Clone)]
+struct Silent(StepService);
+
+impl tonic::server::NamedService for Silent {
+    const NAME: &'static str = StepService::NAME;
+}
+
+type Request = tonic::codegen::http::Request<tonic::body::Body>;
+
+impl tower::Service<Request> for Silent {
+    type Response = <StepService as tower::Service<Request>>::Response;
+    type Error = <StepService as tower::Service<Request>>::Error;
+    type Future = <StepService as tower::Service<Request>>::Future;
+
+    fn poll_ready(
+        &mut self,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), Self::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        request.headers_mut().remove(ANSWERS);
+        self.0.call(request)
     }
 }
 
@@ -144,6 +175,7 @@ struct Setup {
     server: ServerTls,
     address: String,
     stuck: bool,
+    silent: bool,
 }
 
 impl Setup {
@@ -154,6 +186,7 @@ impl Setup {
             server: server_tls(orderer(index)),
             address: "127.0.0.1:0".to_owned(),
             stuck: false,
+            silent: false,
         }
     }
 
@@ -179,7 +212,11 @@ impl Setup {
         };
         let listener = Listener::bind(&self.address, options).await.unwrap();
         let address = listener.local_address().unwrap();
-        listener.serve(Routes::new(service), &counted.grpc, &tasks);
+        let routes = match self.silent {
+            true => Routes::new(Silent(service)),
+            false => Routes::new(service),
+        };
+        listener.serve(routes, &counted.grpc, &tasks);
         Node {
             transport,
             address,
@@ -269,7 +306,10 @@ async fn captured_requests_arrive_unchanged_and_in_order() {
             }
             wire::Step::Submit { envelope, .. } => {
                 let raw = RawEnvelope::decode(envelope.clone()).unwrap();
-                let submitted = left.transport.submit("fixture", 2, 7, &raw).await;
+                let submitted = left
+                    .transport
+                    .submit("fixture", 2, Some(7), raw.encoded())
+                    .await;
                 assert_eq!(submitted, Ok(()));
                 let expected = Got::Submit("fixture".to_owned(), 1, 7, envelope);
                 loop {
@@ -297,6 +337,72 @@ async fn captured_requests_arrive_unchanged_and_in_order() {
             .render()
             .contains("cluster_comm_ingress_stream_count 2")
     );
+    left.stop().await;
+    right.stop().await;
+}
+
+#[tokio::test]
+async fn each_transaction_is_answered_once_answers_are_promised() {
+    let (left, mut right) = pair(Setup::new(0), Setup::new(1)).await;
+    let good = Bytes::from_static(&[0x0a, 1, b'x']);
+    let submit = |validated_at, envelope: &Bytes| {
+        let (transport, envelope) = (left.transport.clone(), envelope.clone());
+        async move { transport.submit("fixture", 2, validated_at, &envelope).await }
+    };
+    assert!(!left.transport.checks("fixture", 2));
+    let promised = async {
+        while !left.transport.checks("fixture", 2) {
+            assert_eq!(submit(Some(3), &good).await, Ok(()));
+            right.next().await;
+        }
+    };
+    timeout(PATIENCE, promised).await.unwrap();
+    // Many at a time, bad ones among them: none is answered with what is another's.
+    let calls = (0..300).map(|number| {
+        let envelope = match number % 3 {
+            0 => Bytes::new(),
+            _ => good.clone(),
+        };
+        let call = submit(None, &envelope);
+        async move { (number, call.await) }
+    });
+    for (number, outcome) in futures::future::join_all(calls).await {
+        match (number % 3, outcome) {
+            (0, Err(ForwardError::Refused(refusal))) => assert_eq!(refusal.info, "empty"),
+            (1 | 2, Ok(())) => {}
+            (_, other) => panic!("{number}: {other:?}"),
+        }
+    }
+    assert!(left.transport.checks("fixture", 2));
+    right.stop().await;
+    let ended = async {
+        while left.transport.checks("fixture", 2) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, ended).await.unwrap();
+    assert!(submit(None, &good).await.is_err());
+    left.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_unchecked_goes_to_an_orderer_that_does_not_answer() {
+    let mut right = Setup::new(1);
+    right.silent = true;
+    let (left, mut right) = pair(Setup::new(0), right).await;
+    let envelope = Bytes::from_static(&[0x0a, 1, b'x']);
+    for _ in 0..20 {
+        let sent = left
+            .transport
+            .submit("fixture", 2, Some(3), &envelope)
+            .await;
+        assert_eq!(sent, Ok(()));
+        right.next().await;
+    }
+    assert!(!left.transport.checks("fixture", 2));
+    let refused = left.transport.submit("fixture", 2, None, &envelope).await;
+    assert_eq!(refused, Err(ForwardError::Unchecked));
+    assert!(right.got.try_recv().is_err());
     left.stop().await;
     right.stop().await;
 }
@@ -366,7 +472,7 @@ async fn a_thousand_idle_channels_are_entries_in_a_table() {
     let envelope = RawEnvelope::decode(Bytes::new()).unwrap();
     assert!(
         left.transport
-            .submit("channel0", 3, 0, &envelope)
+            .submit("channel0", 3, Some(0), envelope.encoded())
             .await
             .is_err()
     );
@@ -596,29 +702,35 @@ async fn a_silent_and_a_babbling_server_cost_their_own_messages_only() {
     let members = members([left.address, addresses.0, addresses.1]);
     left.transport.configure("fixture", &members);
     let envelope = RawEnvelope::decode(Bytes::new()).unwrap();
-    let failed = left.transport.submit("fixture", 2, 0, &envelope).await;
-    assert_eq!(failed.unwrap_err().0, "no connection within 100ms");
-    let failed = left.transport.submit("fixture", 3, 0, &envelope).await;
+    let failed = left
+        .transport
+        .submit("fixture", 2, Some(0), envelope.encoded())
+        .await;
+    assert_eq!(failed.unwrap_err().to_string(), "no connection within 100ms");
+    let failed = left
+        .transport
+        .submit("fixture", 3, Some(0), envelope.encoded())
+        .await;
     assert!(
         failed
             .unwrap_err()
-            .0
+            .to_string()
             .starts_with("authentication handshake failed")
     );
     assert_eq!(
         left.transport
-            .submit("fixture", 9, 0, &envelope)
+            .submit("fixture", 9, Some(0), envelope.encoded())
             .await
             .unwrap_err()
-            .0,
+            .to_string(),
         "node 9 doesn't exist in channel fixture's membership"
     );
     assert_eq!(
         left.transport
-            .submit("nowhere", 1, 0, &envelope)
+            .submit("nowhere", 1, Some(0), envelope.encoded())
             .await
             .unwrap_err()
-            .0,
+            .to_string(),
         "channel nowhere doesn't exist"
     );
 }
@@ -638,8 +750,12 @@ async fn who_takes_nothing_is_given_up_and_others_are_served() {
     let large = RawEnvelope::decode(large.into()).unwrap();
     let mut refused = None;
     for _ in 0..64 {
-        if let Err(error) = left.transport.submit("fixture", 2, 0, &large).await {
-            refused = Some(error.0);
+        if let Err(error) = left
+            .transport
+            .submit("fixture", 2, Some(0), large.encoded())
+            .await
+        {
+            refused = Some(error.to_string());
             break;
         }
     }
@@ -682,12 +798,15 @@ async fn expired_certificates_count_when_the_clocks_are_set_back() {
         left.transport.configure("fixture", &members);
         right.transport.configure("fixture", &members);
         let envelope = RawEnvelope::decode(Bytes::new()).unwrap();
-        let submitted = left.transport.submit("fixture", 5, 3, &envelope).await;
+        let submitted = left
+            .transport
+            .submit("fixture", 5, Some(3), envelope.encoded())
+            .await;
         if meets {
             assert_eq!(submitted, Ok(()));
             assert!(matches!(right.next().await, Got::Submit(_, 1, 3, _)));
         } else {
-            let text = submitted.unwrap_err().0;
+            let text = submitted.unwrap_err().to_string();
             assert!(text.contains("x509: certificate has expired"), "{text}");
         }
     }
@@ -703,8 +822,11 @@ async fn a_certificate_that_is_not_valid_yet_is_waited_for() {
     let (left, mut right) = pair(left, right).await;
     let envelope = RawEnvelope::decode(Bytes::new()).unwrap();
     for _ in 0..20 {
-        let refused = left.transport.submit("fixture", 2, 0, &envelope).await;
-        let text = refused.unwrap_err().0;
+        let refused = left
+            .transport
+            .submit("fixture", 2, Some(0), envelope.encoded())
+            .await;
+        let text = refused.unwrap_err().to_string();
         assert!(text.contains("not yet valid"), "{text}");
     }
     time.store(NOW, std::sync::atomic::Ordering::Relaxed);
@@ -724,7 +846,7 @@ async fn a_new_root_counts_without_a_restart() {
         // In TLS 1.3 the refusal comes after the first message may have left.
         while left
             .transport
-            .submit("fixture", 2, 0, &envelope)
+            .submit("fixture", 2, Some(0), envelope.encoded())
             .await
             .is_ok()
         {
@@ -756,8 +878,11 @@ async fn a_server_with_another_key_is_not_talked_to() {
         &members([left.address, right.address, nowhere()]),
     );
     let envelope = RawEnvelope::decode(Bytes::new()).unwrap();
-    let refused = left.transport.submit("fixture", 2, 0, &envelope).await;
-    let text = refused.unwrap_err().0;
+    let refused = left
+        .transport
+        .submit("fixture", 2, Some(0), envelope.encoded())
+        .await;
+    let text = refused.unwrap_err().to_string();
     assert!(text.contains("doesn't match"), "{text}");
 }
 

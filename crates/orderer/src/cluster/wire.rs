@@ -2,7 +2,13 @@
 //! survive.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use prost::Message as _;
 use prost::encoding::{decode_varint, encode_varint, encoded_len_varint};
+use quorate_fabric::proto::common::Status;
+use quorate_fabric::proto::orderer::{StepResponse, SubmitResponse, step_response};
+
+use crate::channel::SubmitError;
+use crate::checks::Refusal;
 
 /// What one message of a Step stream says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,6 +144,34 @@ pub(super) fn submit(channel: &str, last_validation_seq: u64, envelope: &Bytes) 
     head(&mut target, 3, envelope.len());
     target.put_slice(envelope);
     target.freeze()
+}
+
+/// The encoded answer to a forwarded transaction.
+pub(super) fn answer(outcome: &Result<(), SubmitError>) -> Bytes {
+    let (status, info) = match outcome {
+        Ok(()) => (Status::Success, String::new()),
+        Err(SubmitError::Unavailable(reason)) => (Status::ServiceUnavailable, reason.clone()),
+        Err(SubmitError::Refused(refusal)) => (refusal.status, refusal.info.clone()),
+    };
+    let response = StepResponse {
+        payload: Some(step_response::Payload::SubmitRes(SubmitResponse {
+            // A stream is for one channel.
+            channel: String::new(),
+            status: status.into(),
+            info,
+        })),
+    };
+    response.encode_to_vec().into()
+}
+
+/// What the answer to a forwarded transaction says; `None` if it is no such answer.
+pub(super) fn read_answer(encoded: Bytes) -> Option<Result<(), Refusal>> {
+    let response = StepResponse::decode(encoded).ok()?;
+    let step_response::Payload::SubmitRes(answer) = response.payload?;
+    Some(match answer.status() {
+        Status::Success => Ok(()),
+        status => Err(Refusal::new(status, answer.info)),
+    })
 }
 
 fn field_length(length: usize) -> usize {

@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use futures::stream::StreamExt as _;
 use quorate_fabric::config::ChannelConfig;
-use quorate_fabric::envelope::RawEnvelope;
 use quorate_fabric::raftpb;
 use tokio::sync::watch;
 
 use super::{Consenter, Part, Registrar};
 use crate::admin::{ChannelInfo, ChannelList, JoinError, Participation, RemoveError};
 use crate::broadcast::{Found, System, Unserved};
-use crate::cluster::{Dispatch, StepRefusal};
+use crate::channel::SubmitError;
+use crate::cluster::{Dispatch, Forwarded, ForwardedStream, OutcomeStream, StepRefusal};
 use crate::store::BlockStore;
 use crate::{broadcast, deliver};
 
@@ -96,22 +97,19 @@ impl Dispatch for Registrar {
         Ok(())
     }
 
-    fn submit(
-        &self,
-        channel: &str,
-        _from: u64,
-        // What another orderer says of its checks does not count: they are made again.
-        _last_validation_seq: u64,
-        envelope: RawEnvelope,
-    ) -> BoxFuture<'static, Result<(), StepRefusal>> {
-        let handle = self.consenter(channel).ok_or_else(|| unknown(channel));
-        let checker = self.premises.checker.clone();
-        Box::pin(async move {
-            checker
-                .submit_forwarded(&handle?, envelope)
-                .await
-                .map_err(|error| StepRefusal(error.to_string()))
-        })
+    fn submit(&self, forwarded: ForwardedStream, insistent: bool) -> OutcomeStream {
+        let registrar = self.clone();
+        let envelopes = forwarded.map(move |forwarded| {
+            // What another orderer says of its checks does not count: they are made again.
+            let Forwarded {
+                channel, envelope, ..
+            } = forwarded?;
+            let handle = registrar.consenter(&channel);
+            let handle = handle.ok_or_else(|| SubmitError::Unavailable(unknown(&channel).0));
+            Ok((handle, envelope))
+        });
+        let checker = &self.premises.checker;
+        checker.forwarded(envelopes, insistent).boxed()
     }
 }
 

@@ -6,11 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use quorate_fabric::config::ChannelConfig;
-use quorate_fabric::envelope::RawEnvelope;
 
 use super::{LOG, Premises};
 use crate::channel::{Peers, Replication};
-use crate::cluster::{Member, Transport};
+use crate::cluster::{ForwardError, Member, Transport};
 use crate::replication::{ChainVerifier, Puller};
 use crate::store::{BlockStore, StoredBlock};
 
@@ -33,19 +32,21 @@ impl Peers for ChannelPeers {
         let _ = self.transport.send(&self.channel, to, &payload, &metadata);
     }
 
+    fn checks(&self, to: u64) -> bool {
+        self.transport.checks(&self.channel, to)
+    }
+
     fn forward(
         &self,
         to: u64,
-        validated_at: u64,
+        validated_at: Option<u64>,
         envelope: Bytes,
-    ) -> BoxFuture<'static, Result<(), String>> {
+    ) -> BoxFuture<'static, Result<(), ForwardError>> {
         let (transport, channel) = (self.transport.clone(), self.channel.clone());
         Box::pin(async move {
-            let envelope = RawEnvelope::decode(envelope).map_err(|error| error.to_string())?;
             transport
                 .submit(&channel, to, validated_at, &envelope)
                 .await
-                .map_err(|error| error.to_string())
         })
     }
 }

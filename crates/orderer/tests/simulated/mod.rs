@@ -30,6 +30,7 @@ use quorate_orderer::channel::core::{
 };
 use quorate_orderer::channel::{Ack, Submission, SubmitError};
 use quorate_orderer::checks::{self, Kind, Rules, UpdateContext};
+use quorate_orderer::cluster::ForwardError;
 use quorate_orderer::store::StoredBlock;
 use quorate_runtime::Entropy;
 
@@ -84,7 +85,7 @@ enum Delivery {
     },
     Written(u64),
     Submit(Submission),
-    Forwarded(ForwardId, Result<(), String>),
+    Forwarded(ForwardId, Result<(), ForwardError>),
     /// Blocks `first..=last`, as they were asked for so many times.
     Pull(u64, u64, u64),
 }
@@ -317,7 +318,7 @@ impl World {
             Submission {
                 envelope,
                 kind: Kind::Normal,
-                validated_at,
+                validated_at: Some(validated_at),
                 ack,
             },
         )
@@ -341,7 +342,7 @@ impl World {
             Submission {
                 envelope,
                 kind: Kind::Config,
-                validated_at: view.config.sequence(),
+                validated_at: Some(view.config.sequence()),
                 ack: Ack::Enqueued,
             },
         ))
@@ -578,7 +579,7 @@ impl World {
                     envelope,
                 } => {
                     let result = if self.is_cut(id, to) || !self.nodes.contains_key(&to) {
-                        Err("no connection".to_owned())
+                        Err(ForwardError::Failed("no connection".to_owned()))
                     } else {
                         let envelope = RawEnvelope::decode(envelope).unwrap();
                         let header = checks::channel_header(&envelope).unwrap();
