@@ -22,6 +22,7 @@ pub mod raw;
 pub mod registrar;
 pub mod replication;
 pub mod service;
+mod socket;
 pub mod statsd;
 pub mod store;
 pub mod trace;

@@ -36,6 +36,7 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
 use crate::metrics::Grpc;
+use crate::socket::Ahead;
 
 /// Connections of one listener, at most.
 pub const MAX_CONNECTIONS: usize = 16_384;
@@ -311,7 +312,7 @@ impl Door {
         }
         let started = Instant::now();
         let (config, refusal) = tls.begin();
-        match TlsAcceptor::from(config).accept(tcp).await {
+        match TlsAcceptor::from(config).accept(Ahead::new(tcp)).await {
             Ok(stream) => {
                 let peer = Peer::of(address, stream.get_ref().1.peer_certificates());
                 tracing::debug!(target: LOG, server = %self.options.server, remoteaddress = %address, "Server TLS handshake completed in {}", go_duration(started.elapsed()));
@@ -395,7 +396,7 @@ impl Drop for Place {
 
 enum Link {
     Plain(TcpStream),
-    Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+    Tls(Box<tokio_rustls::server::TlsStream<Ahead>>),
 }
 
 /// An accepted connection. Reading from it ends when the listener stops.

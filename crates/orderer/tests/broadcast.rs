@@ -23,7 +23,7 @@ use quorate_orderer::channel::{
     Ack, ChannelHandle, ChannelMetrics, Peers, Replication, Start, start,
 };
 use quorate_orderer::checks::Rules;
-use quorate_orderer::cluster::Member;
+use quorate_orderer::cluster::{ForwardError, Member};
 use quorate_orderer::metrics::OrdererMetrics;
 use quorate_orderer::store::{BlockStore, Ledgers, StoredBlock};
 use quorate_runtime::{Clock, Entropy, Metrics, Tasks};
@@ -46,8 +46,17 @@ struct Nobody;
 impl Peers for Nobody {
     fn connect(&self, _: Vec<Member>) {}
     fn send(&self, _: u64, _: Bytes, _: Bytes) {}
-    fn forward(&self, _: u64, _: u64, _: Bytes) -> BoxFuture<'static, Result<(), String>> {
-        Box::pin(async { Err("nobody is there".to_owned()) })
+    fn checks(&self, _: u64) -> bool {
+        false
+    }
+
+    fn forward(
+        &self,
+        _: u64,
+        _: Option<u64>,
+        _: Bytes,
+    ) -> BoxFuture<'static, Result<(), ForwardError>> {
+        Box::pin(async { Err(ForwardError::Failed("nobody is there".to_owned())) })
     }
 }
 

@@ -28,6 +28,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::body::Body;
 use tonic::codegen::http;
 
+use crate::socket::Ahead;
+
 /// The pause after the first failed attempt.
 pub const RECONNECT_MIN: Duration = Duration::from_millis(50);
 /// The longest pause between attempts.
@@ -167,7 +169,7 @@ pub(crate) async fn dial(
                 .map_err(|error| failed(format!("{host}: {error}")))?;
             let (config, refusal) = tls.begin(destination.public_key.as_deref());
             let stream = TlsConnector::from(config)
-                .connect(name, tcp)
+                .connect(name, Ahead::new(tcp))
                 .await
                 .map_err(|error| {
                     failed(format!(

@@ -347,7 +347,11 @@ async fn each_transaction_is_answered_once_answers_are_promised() {
     let good = Bytes::from_static(&[0x0a, 1, b'x']);
     let submit = |validated_at, envelope: &Bytes| {
         let (transport, envelope) = (left.transport.clone(), envelope.clone());
-        async move { transport.submit("fixture", 2, validated_at, &envelope).await }
+        async move {
+            transport
+                .submit("fixture", 2, validated_at, &envelope)
+                .await
+        }
     };
     assert!(!left.transport.checks("fixture", 2));
     let promised = async {
@@ -706,7 +710,10 @@ async fn a_silent_and_a_babbling_server_cost_their_own_messages_only() {
         .transport
         .submit("fixture", 2, Some(0), envelope.encoded())
         .await;
-    assert_eq!(failed.unwrap_err().to_string(), "no connection within 100ms");
+    assert_eq!(
+        failed.unwrap_err().to_string(),
+        "no connection within 100ms"
+    );
     let failed = left
         .transport
         .submit("fixture", 3, Some(0), envelope.encoded())

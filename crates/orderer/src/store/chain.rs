@@ -21,7 +21,7 @@ use super::{StoreError, StoredBlock, format};
 use crate::metrics::{Ledger as LedgerMetrics, Timing};
 
 /// How many bytes of recent blocks a chain keeps in memory; the newest block is kept even when it alone is larger.
-pub const MAX_RECENT_BYTES: usize = 4 * 1024 * 1024;
+pub const MAX_RECENT_BYTES: usize = 2 * 1024 * 1024;
 
 /// How many recent blocks a chain keeps in memory.
 pub const MAX_RECENT_BLOCKS: usize = 256;
