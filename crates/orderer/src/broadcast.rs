@@ -310,8 +310,9 @@ impl Checker {
             queue,
             answer,
         );
-        until(outcomes, move |outcome| {
-            !matches!(outcome, Ok(Ok(()))) && !(insistent && outcome.is_ok())
+        until(outcomes, move |outcome| match outcome {
+            Ok(outcome) => outcome.is_err() && !insistent,
+            Err(_) => true,
         })
     }
 
