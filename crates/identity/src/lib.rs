@@ -10,6 +10,7 @@
 pub mod authority;
 pub mod certificate;
 mod der;
+mod handshake;
 pub mod hash;
 pub mod key_store;
 pub mod keys;

@@ -14,17 +14,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use rustls::client::Resumption;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{
-    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
-};
+use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
 use rustls::{
-    CertificateError as TlsCertificateError, ClientConfig, DigitallySignedStruct,
-    DistinguishedName, OtherError, ServerConfig, SignatureScheme as TlsSignatureScheme,
+    CertificateError as TlsCertificateError, ClientConfig, DistinguishedName, OtherError,
+    ServerConfig,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime as TlsTime};
 
@@ -32,6 +30,7 @@ use crate::authority::Identity;
 use crate::certificate::{
     CertRole, Certificate, CertificateError, CertificatePath, MAX_PATH_CERTIFICATES, UnixTime,
 };
+use crate::handshake::judge_handshake_signatures;
 use crate::name::X500Name;
 use crate::node_keys::NodeKeys;
 use crate::path::{PathError, validate_path};
@@ -409,27 +408,7 @@ impl ServerCertVerifier for PathVerifier {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<TlsSignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
+    judge_handshake_signatures!(algorithms);
 }
 
 impl ClientCertVerifier for PathVerifier {
@@ -447,25 +426,5 @@ impl ClientCertVerifier for PathVerifier {
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<TlsSignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
+    judge_handshake_signatures!(algorithms);
 }
