@@ -100,7 +100,7 @@ fn write(path: &Path, bytes: &[u8], existing: Existing) -> std::io::Result<()> {
 
 /// TLS to an orderer: whom to believe, what to show, and how far back to set the clock for judging
 /// it, and which protocol to name in the handshake.
-fn tls(
+pub(crate) fn tls(
     roots: &Path,
     own: Option<(&Path, &Path)>,
     shift: Duration,

@@ -2,6 +2,14 @@
 //!
 //! It is also what runs when the program is called by the name `orderer`, as scripts and images call Fabric's: without
 //! arguments, told only where `orderer.yaml` is (`FABRIC_CFG_PATH`).
+//!
+//! The other verbs look after what an orderer has on disk: `verify` (module `verify`), `backup` and `restore` (`backup`),
+//! `prune` (`prune`); `status` (`status`) shows how it is.
+
+mod backup;
+mod prune;
+mod status;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -9,8 +17,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
+use quorate_orderer::admin_client::AdminClient;
 use quorate_orderer::metrics::OrdererMetrics;
 use quorate_orderer::options::{self, CONFIG_PATH_VARIABLE, LogFormat, Remark};
 use quorate_orderer::service::{Orderer, Parts};
@@ -38,7 +47,7 @@ const LOG: &str = "orderer.common.server";
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// The directory of orderer.yaml; FABRIC_CFG_PATH unless given
-    #[arg(long)]
+    #[arg(long, global = true, value_name = "DIR")]
     config_path: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Command>,
@@ -50,6 +59,16 @@ enum Command {
     Start,
     /// Show the version
     Version,
+    /// Show how a running orderer and its channels are
+    Status(status::Arguments),
+    /// Look at stored chains without an orderer: is every block what the channel's orderers made?
+    Verify(verify::Arguments),
+    /// Copy the ledgers, or what is new of them, to another folder; the orderer may run
+    Backup(backup::BackupArguments),
+    /// Bring ledgers back from a backup; refuses to make forks. The orderer must not run
+    Restore(backup::RestoreArguments),
+    /// Move a channel's oldest blocks to an archive
+    Prune(prune::Arguments),
 }
 
 /// The arguments of a program that was called `orderer`: those after its name, as if `quorate orderer` had been typed.
@@ -74,10 +93,14 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         );
         return Ok(ExitCode::SUCCESS);
     }
-    let mut environment: BTreeMap<String, String> = std::env::vars().collect();
-    if let Some(path) = arguments.config_path {
-        let path = path.to_string_lossy().into_owned();
-        environment.insert(CONFIG_PATH_VARIABLE.to_owned(), path);
+    let environment = environment(arguments.config_path.as_deref());
+    match arguments.command {
+        Some(Command::Status(status)) => return status::run(&status, &environment).await,
+        Some(Command::Verify(verify)) => return verify::run(&verify, &environment),
+        Some(Command::Backup(backup)) => return backup::back_up(&backup, &environment),
+        Some(Command::Restore(restore)) => return backup::restore(&restore, &environment).await,
+        Some(Command::Prune(prune)) => return prune::run(&prune, &environment).await,
+        Some(Command::Start | Command::Version) | None => {}
     }
     let loaded = match options::load(&environment) {
         Ok(loaded) => loaded,
@@ -148,6 +171,83 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         warn!(target: LOG, "Not everything stopped by itself: {report}");
     }
     Ok(code)
+}
+
+/// The variables that make up a configuration, with the directory that was given instead of Fabric's.
+fn environment(config_path: Option<&Path>) -> BTreeMap<String, String> {
+    let mut environment: BTreeMap<String, String> = std::env::vars().collect();
+    if let Some(path) = config_path {
+        let path = path.to_string_lossy().into_owned();
+        environment.insert(CONFIG_PATH_VARIABLE.to_owned(), path);
+    }
+    environment
+}
+
+/// Which ledgers a verb is about.
+#[derive(Args)]
+struct Ledgers {
+    /// The folder of the ledgers, or of a backup; FileLedger.Location of orderer.yaml unless given
+    #[arg(long, value_name = "DIR")]
+    ledger: Option<PathBuf>,
+    /// The channel, or several; all unless given
+    #[arg(
+        short = 'c',
+        long = "channelID",
+        visible_alias = "channel-id",
+        value_name = "NAME"
+    )]
+    channels: Vec<String>,
+}
+
+impl Ledgers {
+    fn location(&self, environment: &BTreeMap<String, String>) -> Result<PathBuf> {
+        match &self.ledger {
+            Some(location) => Ok(location.clone()),
+            None => Ok(options::load(environment)?.options.file_ledger.location),
+        }
+    }
+
+    /// The channels in `location` that are meant.
+    fn channels(&self, location: &Path) -> Result<Vec<String>> {
+        let found = quorate_orderer::backup::channels(location)?;
+        if self.channels.is_empty() {
+            return Ok(found);
+        }
+        for wanted in &self.channels {
+            if !found.contains(wanted) {
+                bail!(
+                    "there is no ledger of channel {wanted} in {}",
+                    location.display()
+                );
+            }
+        }
+        Ok(self.channels.clone())
+    }
+}
+
+/// How to reach one of an orderer's endpoints by TLS.
+#[derive(Args)]
+struct EndpointTls {
+    /// CA certificates (PEM) that the orderer's TLS certificate is checked with
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// Our TLS certificate (PEM)
+    #[arg(long, requires_all = ["client_key", "ca_file"], value_name = "FILE")]
+    client_cert: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long, requires = "client_cert", value_name = "FILE")]
+    client_key: Option<PathBuf>,
+}
+
+impl EndpointTls {
+    fn client(&self, address: &str, patience: Duration) -> Result<AdminClient> {
+        let own = self.client_cert.as_deref().zip(self.client_key.as_deref());
+        let tls = match &self.ca_file {
+            Some(roots) => Some(crate::channel::tls(roots, own, Duration::ZERO, None)?),
+            None => None,
+        };
+        Ok(AdminClient::new(address, tls, patience)?)
+    }
 }
 
 struct Signals {

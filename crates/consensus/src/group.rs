@@ -803,6 +803,11 @@ impl Group {
         }
     }
 
+    /// Whether this member knows what it has promised. If not, it takes no part in elections for now.
+    pub fn remembers(&self) -> bool {
+        !self.silent()
+    }
+
     fn role(&self) -> Role {
         let raft = &self.node.raft;
         Role {

@@ -19,7 +19,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use raft::eraftpb::{Entry, HardState};
@@ -199,7 +199,7 @@ pub enum LogError {
     /// What was durable is damaged.
     #[error(
         "{file} is damaged at offset {offset}: {reason}. This is not an interrupted write but the loss of something \
-         that was durable: restore the file, or remove this member from its groups and add it anew with an empty log"
+         that was durable: restore the file, or begin with an empty log, as a member that has lost its own"
     )]
     Corrupt {
         /// The file.
@@ -212,7 +212,7 @@ pub enum LogError {
     /// All records are valid, and yet a group is not complete.
     #[error(
         "group {group} is not complete in the {segments} segments of the log: {what}. Restore the missing files, or \
-         remove this member from the group and add it anew with an empty log"
+         begin with an empty log, as a member that has lost its own"
     )]
     Inconsistent {
         /// The group.
@@ -263,6 +263,7 @@ pub struct Log {
 struct Inner {
     shelf: Arc<Mutex<Shelf>>,
     syncs: Arc<AtomicU64>,
+    failure: Arc<OnceLock<LogError>>,
     writer: Writer,
 }
 
@@ -290,7 +291,7 @@ impl Log {
     ) -> Result<(Self, Vec<Recovered>), LogError> {
         let place = disk.locate("");
         let (journal, recovered) = Journal::open(disk, options)?;
-        let (shelf, syncs) = (journal.shelf(), journal.syncs());
+        let (shelf, syncs, failure) = (journal.shelf(), journal.syncs(), journal.failure());
         let (sender, receiver) = sync_channel(MAX_QUEUED_WRITES);
         let thread = thread::Builder::new()
             .name("quorate-log".to_owned())
@@ -305,6 +306,7 @@ impl Log {
                 inner: Arc::new(Inner {
                     shelf,
                     syncs,
+                    failure,
                     writer,
                 }),
             },
@@ -319,13 +321,14 @@ impl Log {
         options: LogOptions,
     ) -> Result<(Self, Vec<Recovered>), LogError> {
         let (journal, recovered) = Journal::open(disk, options)?;
-        let (shelf, syncs) = (journal.shelf(), journal.syncs());
+        let (shelf, syncs, failure) = (journal.shelf(), journal.syncs(), journal.failure());
         let writer = Writer::Inline(Mutex::new(journal));
         Ok((
             Self {
                 inner: Arc::new(Inner {
                     shelf,
                     syncs,
+                    failure,
                     writer,
                 }),
             },
@@ -421,6 +424,11 @@ impl Log {
     /// How many batches have become durable since the log was opened.
     pub fn syncs(&self) -> u64 {
         self.inner.syncs.load(Ordering::Relaxed)
+    }
+
+    /// Why nothing can be written any more, if that is so: until the log is opened anew.
+    pub fn failure(&self) -> Option<&LogError> {
+        self.inner.failure.get()
     }
 
     fn request(&self, request: Request) {

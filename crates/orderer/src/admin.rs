@@ -21,6 +21,8 @@ use serde::Serialize;
 
 use crate::https::{REQUEST_ID, go_json, json_answer, json_error, not_found, request_id};
 use crate::options::ChannelParticipation;
+use crate::replication::Progress;
+use crate::store::Pruned;
 
 /// What the API needs to know and do about channels.
 pub trait Participation: Send + Sync + 'static {
@@ -30,8 +32,22 @@ pub trait Participation: Send + Sync + 'static {
     /// One channel, or `None` when it does not exist.
     fn info(&self, channel: &str) -> Option<ChannelInfo>;
 
+    /// How far the channel is in fetching blocks, while it is behind.
+    fn progress(&self, channel: &str) -> Option<Progress> {
+        let _ = channel;
+        None
+    }
+
     /// Joins the channel of `block`, which is the encoded config block as it was sent. It has not been looked at.
     fn join(&self, block: Bytes) -> BoxFuture<'_, Result<ChannelInfo, JoinError>>;
+
+    /// Removes old blocks of a channel: whole block files that hold nothing but blocks below `below`. Not one of Fabric's
+    /// operations.
+    fn prune<'a>(
+        &'a self,
+        channel: &'a str,
+        below: u64,
+    ) -> BoxFuture<'a, Result<Pruned, PruneError>>;
 
     /// Removes a channel and its data. The name has the form of a channel's name.
     fn remove<'a>(&'a self, channel: &'a str) -> BoxFuture<'a, Result<(), RemoveError>>;
@@ -190,6 +206,24 @@ pub enum RemoveError {
     Failed(String),
 }
 
+/// Why nothing was pruned.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PruneError {
+    /// There is no such channel, or it cannot be used now.
+    #[error("cannot prune: channel does not exist, or has failed")]
+    ChannelNotExist,
+    /// Something else went wrong.
+    #[error("cannot prune: {0}")]
+    Failed(String),
+}
+
+/// With this query the answer about a channel says how far its replication is. Fabric's tools, which compare the whole
+/// answer, never ask so.
+const DETAILED: &str = "detailed";
+
+/// Where our own operations on channels are: `<OWN><channel>/prune?below=<block>`.
+const OWN: &str = "/quorate/v1/channels/";
+
 /// Where the API begins.
 const BASE: &str = "/participation/v1/";
 
@@ -250,11 +284,17 @@ struct ShownInfo<'a> {
     consensus_relation: &'static str,
     status: &'static str,
     height: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replication: Option<Progress>,
 }
 
 impl Api {
     async fn answer(&self, request: Request<Body>) -> Response {
         let path = request.uri().path().to_owned();
+        if let Some(rest) = path.strip_prefix(OWN) {
+            let (head, _) = request.into_parts();
+            return self.own(&head.method, head.uri.query(), rest).await;
+        }
         let Some(rest) = path.strip_prefix(BASE) else {
             return if path == BASE.trim_end_matches('/') {
                 redirect(request.method(), StatusCode::TEMPORARY_REDIRECT, BASE)
@@ -280,7 +320,8 @@ impl Api {
             match rest.strip_prefix("channels/") {
                 Some(name) if !name.is_empty() && !name.contains('/') => {
                     let (head, _) = request.into_parts();
-                    self.one(&head.method, &head.headers, name).await
+                    let detailed = head.uri.query() == Some(DETAILED);
+                    self.one(&head.method, &head.headers, name, detailed).await
                 }
                 _ => not_found(),
             }
@@ -292,6 +333,45 @@ impl Api {
         answer
     }
 
+    /// What Fabric's API does not have.
+    async fn own(&self, method: &Method, query: Option<&str>, rest: &str) -> Response {
+        let Some(name) = rest.strip_suffix("/prune") else {
+            return not_found();
+        };
+        if !self.enabled {
+            return json_error(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "channel participation API is disabled",
+            );
+        }
+        if *method != Method::POST {
+            return not_allowed(format_args!("invalid request method: {method}"), "POST");
+        }
+        if let Err(error) = ChannelId::new(name) {
+            return json_error(
+                StatusCode::BAD_REQUEST,
+                format_args!("invalid channel ID: {error}"),
+            );
+        }
+        let below = query.and_then(|query| {
+            let wanted = query
+                .split('&')
+                .find_map(|part| part.strip_prefix("below="));
+            wanted?.parse().ok()
+        });
+        let Some(below) = below else {
+            return json_error(
+                StatusCode::BAD_REQUEST,
+                "below=NUMBER must say which block is to be the first one kept",
+            );
+        };
+        match self.participation.prune(name, below).await {
+            Ok(pruned) => not_stored(json_answer(StatusCode::OK, go_json(&pruned) + "\n")),
+            Err(error @ PruneError::ChannelNotExist) => json_error(StatusCode::NOT_FOUND, error),
+            Err(error) => json_error(StatusCode::INTERNAL_SERVER_ERROR, error),
+        }
+    }
+
     async fn all(&self, request: Request<Body>) -> Response {
         match *request.method() {
             Method::GET => wants_something_else(request.headers()).unwrap_or_else(|| self.list()),
@@ -300,7 +380,13 @@ impl Api {
         }
     }
 
-    async fn one(&self, method: &Method, headers: &HeaderMap, name: &str) -> Response {
+    async fn one(
+        &self,
+        method: &Method,
+        headers: &HeaderMap,
+        name: &str,
+        detailed: bool,
+    ) -> Response {
         let remove = match *method {
             Method::GET => false,
             Method::DELETE => true,
@@ -327,7 +413,12 @@ impl Api {
             }
         } else {
             match self.participation.info(name) {
-                Some(info) => not_stored(info_answer(StatusCode::OK, &info)),
+                Some(info) => {
+                    let progress = detailed
+                        .then(|| self.participation.progress(name))
+                        .flatten();
+                    not_stored(info_answer(StatusCode::OK, &info, progress))
+                }
                 None => json_error(StatusCode::NOT_FOUND, "channel does not exist"),
             }
         }
@@ -360,7 +451,7 @@ impl Api {
         };
         match self.participation.join(block).await {
             Ok(info) => {
-                let mut answer = info_answer(StatusCode::CREATED, &info);
+                let mut answer = info_answer(StatusCode::CREATED, &info, None);
                 let location = format!("{CHANNELS}/{}", info.name);
                 set(&mut answer, header::LOCATION, &location);
                 answer
@@ -370,12 +461,13 @@ impl Api {
     }
 }
 
-fn info_answer(status: StatusCode, info: &ChannelInfo) -> Response {
+fn info_answer(status: StatusCode, info: &ChannelInfo, replication: Option<Progress>) -> Response {
     let shown = ShownInfo {
         channel: ShownChannel::new(&info.name),
         consensus_relation: info.consensus_relation.as_str(),
         status: info.status.as_str(),
         height: info.height,
+        replication,
     };
     json_answer(status, go_json(&shown) + "\n")
 }

@@ -24,6 +24,10 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use crate::replication::Progress;
+use crate::status::Overview;
+use crate::store::Pruned;
+
 /// Where the API lives.
 const CHANNELS: &str = "/participation/v1/channels";
 
@@ -120,6 +124,9 @@ pub struct Described {
     pub status: String,
     /// Number of blocks that the orderer has.
     pub height: u64,
+    /// How far it is in fetching blocks, while it is behind; Fabric's orderers do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replication: Option<Progress>,
 }
 
 #[derive(Deserialize)]
@@ -175,7 +182,8 @@ impl AdminClient {
     /// # Errors
     /// [`AdminError`]; an unknown channel is refused with status 404.
     pub async fn info(&self, channel: &str) -> Result<Described, AdminError> {
-        let answer = self.exchange(Method::GET, &path_of(channel), None).await?;
+        let path = path_of(channel) + "?detailed";
+        let answer = self.exchange(Method::GET, &path, None).await?;
         self.read(&answer)
     }
 
@@ -199,6 +207,28 @@ impl AdminClient {
             .exchange(Method::DELETE, &path_of(channel), None)
             .await?;
         self.check(&answer)
+    }
+
+    /// What one of our orderers says of itself at its *operations* endpoint.
+    ///
+    /// # Errors
+    /// [`AdminError`]; Fabric's orderers do not know this.
+    pub async fn overview(&self) -> Result<Overview, AdminError> {
+        let answer = self
+            .exchange(Method::GET, "/healthz/detailed", None)
+            .await?;
+        self.read(&answer)
+    }
+
+    /// Makes one of our orderers remove the block files of a channel that hold nothing but blocks below `below`.
+    ///
+    /// # Errors
+    /// [`AdminError`]; Fabric's orderers do not know this.
+    pub async fn prune(&self, channel: &str, below: u64) -> Result<Pruned, AdminError> {
+        let channel = escaped(channel);
+        let path = format!("/quorate/v1/channels/{channel}/prune?below={below}");
+        let answer = self.exchange(Method::POST, &path, None).await?;
+        self.read(&answer)
     }
 
     async fn exchange(
@@ -333,9 +363,14 @@ async fn with_connection<T>(
     }
 }
 
-/// The path of one channel. Names have letters, digits, dots and dashes only; what else somebody types is escaped.
+/// The path of one channel.
 fn path_of(channel: &str) -> String {
-    let mut path = format!("{CHANNELS}/");
+    format!("{CHANNELS}/{}", escaped(channel))
+}
+
+/// Names have letters, digits, dots and dashes only; what else somebody types is escaped.
+fn escaped(channel: &str) -> String {
+    let mut path = String::new();
     for byte in channel.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             path.push(char::from(byte));

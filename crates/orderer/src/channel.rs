@@ -14,6 +14,7 @@ pub mod consenters;
 pub mod core;
 mod metrics;
 mod ordering;
+mod standing;
 mod task;
 
 use std::sync::Arc;
@@ -29,6 +30,7 @@ pub use self::metrics::ChannelMetrics;
 pub use self::ordering::{
     AFTER_ELECTION, MAX_CONFIG_UPDATES, MAX_FORWARDS, MAX_WAITING, NO_LEADER, PATIENCE,
 };
+pub use self::standing::Standing;
 pub use self::task::{
     Creation, MAX_QUEUED_MESSAGE_BYTES, MAX_QUEUED_MESSAGES, MAX_QUEUED_SUBMISSIONS, Peers,
     Pending, Replication, Start, start,
@@ -110,6 +112,11 @@ impl ChannelHandle {
     /// then.
     pub fn leader_checks(&self) -> bool {
         self.shared.leader_checks()
+    }
+
+    /// Where the channel's Raft group stands, as far as this orderer knows; `None` when the channel has stopped.
+    pub async fn standing(&self) -> Option<Standing> {
+        self.shared.standing().await
     }
 
     /// Why the channel has stopped, once it has.

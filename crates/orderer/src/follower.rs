@@ -14,7 +14,8 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::channel::Creation;
-use crate::replication::{ChainVerifier, Puller, PullerContext};
+use crate::metrics::Replication;
+use crate::replication::{ChainVerifier, Pace, Progress, Puller, PullerContext};
 use crate::store::{BlockStore, Ledgers, StoreError, StoredBlock};
 
 const LOG: &str = "orderer.common.follower";
@@ -49,6 +50,8 @@ pub struct FollowerStart {
     pub target: Target,
     /// How blocks are pulled.
     pub puller: PullerContext,
+    /// Where operators see how far it is.
+    pub metrics: Replication,
     /// Whether a configuration names this orderer as a consenter.
     pub is_member: Arc<dyn Fn(&ChannelConfig) -> bool + Send + Sync>,
     /// Whether it reads on where it had to come.
@@ -68,6 +71,8 @@ pub struct Following {
     pub is_member: bool,
     /// Whether it has stopped because its disk failed.
     pub failed: bool,
+    /// How far it is, while it is behind the orderers that it reads from.
+    pub progress: Option<Progress>,
 }
 
 /// A follower, as others see it. Cheap to clone.
@@ -107,20 +112,24 @@ pub fn start(start: FollowerStart, tasks: &Tasks) -> Follower {
         onboarding,
         is_member: (start.is_member)(&start.config),
         failed: false,
+        progress: None,
     };
     let (state, watched) = watch::channel(first);
     let store = start.store.clone();
     let shutdown = tasks.shutdown().clone();
+    let (metrics, name) = (start.metrics.clone(), start.name.clone());
     tasks.spawn(format!("follower of channel {}", start.name), async move {
         let failed = state.clone();
         let task = Task { start, state };
-        tokio::select! {
+        let outcome = tokio::select! {
             () = shutdown.requested() => Ok(()),
             outcome = task.run() => {
                 failed.send_modify(|state| state.failed = outcome.is_err());
                 outcome
             }
-        }
+        };
+        metrics.show(&name, None);
+        outcome
     });
     Follower {
         store,
@@ -145,6 +154,7 @@ impl Task {
         };
         info!(target: LOG, channel = %name, height = self.start.store.height(), "Starting to follow the channel");
         let mut unsynced = 0;
+        let mut pace = Pace::default();
         loop {
             let height = self.start.store.height();
             let reached = wanted.is_none_or(|number| height > number);
@@ -173,6 +183,7 @@ impl Task {
             }
             self.start.store.append(&block)?;
             unsynced += 1;
+            self.show(&mut pace, wanted, puller.source_height());
             if block.last_config() == Some(block.number()) {
                 self.learn(&block, &mut puller);
             }
@@ -199,6 +210,27 @@ impl Task {
             self.state.send_modify(|state| state.failed = true);
         }
         created.is_ok()
+    }
+
+    /// Shows how far it is, if it is behind.
+    fn show(&self, pace: &mut Pace, wanted: Option<u64>, source: Option<u64>) {
+        let start = &self.start;
+        let height = start.store.height();
+        let wanted = wanted.map_or(0, |number| number.saturating_add(1));
+        let target = wanted.max(source.unwrap_or(0)).max(height);
+        let Some(look) = pace.look(start.puller.clock.monotonic(), height, target) else {
+            return;
+        };
+        let progress = (height < target).then_some(look.progress);
+        if look.is_due && progress.is_some() {
+            info!(target: LOG, channel = %start.name, "Replicating: {}", look.progress);
+        }
+        start.metrics.show(&start.name, progress.as_ref());
+        self.state.send_if_modified(|state| {
+            let changed = state.progress != progress;
+            state.progress = progress;
+            changed
+        });
     }
 
     /// The height of whoever is furthest ahead.

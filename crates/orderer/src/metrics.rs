@@ -19,6 +19,8 @@ use quorate_runtime::Metrics;
 use quorate_runtime::metrics::families::{IntCounterVec, IntGaugeVec};
 use quorate_runtime::metrics::{Histogram, IntCounter, IntGauge};
 
+use crate::replication::Progress;
+
 pub use disk::MeasuredDisk;
 pub use process::Process;
 #[cfg(test)]
@@ -99,6 +101,8 @@ pub struct OrdererMetrics {
     pub ledger: Ledger,
     /// Of the channel participation API.
     pub participation: Participation,
+    /// Of the fetching of blocks that are missing here; not one of Fabric's.
+    pub replication: Replication,
     /// Of the durable log, under etcd's names.
     pub etcd: Etcd,
     registry: Metrics,
@@ -226,6 +230,42 @@ pub struct Participation {
     pub consensus_relation: Gauges<1>,
     /// See [`ChannelStatus::gauge`](crate::admin::ChannelStatus::gauge).
     pub status: Gauges<1>,
+}
+
+/// Of the fetching of blocks that are missing here. Labels of all: channel; shown while blocks are missing.
+#[derive(Clone)]
+pub struct Replication {
+    /// How many blocks are to be here.
+    pub target_height: Gauges<1>,
+    /// How many came per second lately.
+    pub blocks_per_second: Gauges<1>,
+    /// In how many seconds the target will be reached at this rate; -1 while nothing comes.
+    pub seconds_left: Gauges<1>,
+}
+
+impl Replication {
+    /// Shows how far a channel is, or that nothing is missing.
+    pub(crate) fn show(&self, channel: &str, progress: Option<&Progress>) {
+        let label = [channel];
+        let Some(progress) = progress else {
+            for family in [
+                &self.target_height,
+                &self.blocks_per_second,
+                &self.seconds_left,
+            ] {
+                family.forget(label);
+            }
+            return;
+        };
+        let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.target_height.with(label).set(number(progress.target));
+        self.blocks_per_second
+            .with(label)
+            .set(number(progress.blocks_per_second));
+        self.seconds_left
+            .with(label)
+            .set(progress.seconds_left.map_or(-1, number));
+    }
 }
 
 /// Of the durable log, under etcd's names; not sent to StatsD, as in Fabric.
@@ -357,6 +397,23 @@ impl OrdererMetrics {
                 ["channel"],
             ),
         };
+        let replication = Replication {
+            target_height: make.gauges(
+                "quorate.replication.target_height",
+                "Number of blocks that are to be fetched from other orderers, those that are here included.",
+                ["channel"],
+            ),
+            blocks_per_second: make.gauges(
+                "quorate.replication.blocks_per_second",
+                "Blocks fetched per second in the last seconds.",
+                ["channel"],
+            ),
+            seconds_left: make.gauges(
+                "quorate.replication.seconds_left",
+                "Seconds until all blocks are here at this rate; -1 while nothing comes.",
+                ["channel"],
+            ),
+        };
         // Counted where log lines are written; here so that StatsD knows their names.
         for name in ["logging.entries_checked", "logging.entries_written"] {
             make.name(name, ["level"]);
@@ -381,6 +438,7 @@ impl OrdererMetrics {
             grpc,
             ledger,
             participation,
+            replication,
             etcd,
             registry: make.registry,
             names: Arc::new({

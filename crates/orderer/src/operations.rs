@@ -6,9 +6,10 @@
 //! | `/version` | GET | `{"CommitSHA":…,"Version":…}` |
 //! | `/logspec` | GET, PUT | `{"spec":"orderer.consensus.etcdraft=debug:info"}`; 204 after a change |
 //! | `/metrics` | any | Prometheus text; only when `Metrics.Provider` is `prometheus` |
+//! | `/healthz/detailed` | GET | ours: every check, the certificates and each channel, see [`status`](crate::status) |
 //! | `/readyz` | GET | ours: 200 only where traffic should go, else 503; JSON with the details |
 //!
-//! With TLS, `/logspec` and `/metrics` want a client certificate and answer 401 without one; the others are open to
+//! With TLS, `/logspec`, `/metrics` and `/healthz/detailed` want a client certificate and answer 401 without one; the others are open to
 //! load balancers. Log specifications are read as Fabric reads them.
 
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router};
+use futures::future::BoxFuture;
 use hyper::{Method, Request, StatusCode, header};
 use quorate_runtime::operations::{Health, Readiness, Version};
 use quorate_runtime::telemetry::{LogControl, LogSpec};
@@ -29,9 +31,13 @@ use crate::https::{
     Caller, REQUEST_ID, go_json, json_answer, json_error, not_found, read_body, request_id,
 };
 use crate::metrics::OrdererMetrics;
+use crate::status::Overview;
 
 /// The largest request body accepted (a logging specification).
 const MAX_BODY_BYTES: usize = 16 * 1024;
+
+/// Asks for an overview of the orderer.
+pub type Overviews = Arc<dyn Fn() -> BoxFuture<'static, Overview> + Send + Sync>;
 
 /// What the endpoint shows and changes.
 #[derive(Clone)]
@@ -40,6 +46,8 @@ pub struct Operations {
     pub health: Health,
     /// The report behind `/readyz`.
     pub readiness: Readiness,
+    /// What `/healthz/detailed` shows.
+    pub overview: Overviews,
     /// What `/metrics` shows; `None` when metrics go elsewhere or nowhere.
     pub metrics: Option<OrdererMetrics>,
     /// The levels behind `/logspec`.
@@ -66,13 +74,17 @@ impl Operations {
 
     async fn answer(&self, caller: Caller, request: Request<Body>) -> Response {
         let path = request.uri().path();
-        let secured = matches!(path, "/logspec" | "/metrics");
+        let secured = matches!(path, "/logspec" | "/metrics" | "/healthz/detailed");
         if secured && caller == (Caller::Tls { certificate: false }) {
             return StatusCode::UNAUTHORIZED.into_response();
         }
         let id = request.headers().get(REQUEST_ID).cloned();
         let mut answer = match path {
             "/healthz" => self.healthz(request.method()).await,
+            "/healthz/detailed" => {
+                let method = request.method().clone();
+                self.detailed(&method).await
+            }
             "/version" => self.version(request.method()),
             "/logspec" => self.logspec(request).await,
             "/readyz" => self.readyz(request.method()),
@@ -133,6 +145,14 @@ impl Operations {
                 failed_checks,
             }),
         )
+    }
+
+    async fn detailed(&self, method: &Method) -> Response {
+        if *method != Method::GET {
+            return StatusCode::METHOD_NOT_ALLOWED.into_response();
+        }
+        // As a page to be read, it is no check by itself.
+        json_answer(StatusCode::OK, go_json(&(self.overview)().await) + "\n")
     }
 
     fn version(&self, method: &Method) -> Response {

@@ -18,6 +18,7 @@ mod inactive;
 mod incarnation;
 mod join;
 mod onboarding;
+mod overview;
 mod system;
 mod tracker;
 mod trust;
@@ -53,7 +54,7 @@ use crate::deliver::Channel as _;
 use crate::follower::Follower;
 use crate::metrics::OrdererMetrics;
 use crate::replication::PullerContext;
-use crate::store::{Ledgers, StoreError};
+use crate::store::{BlockStore, Ledgers, StoreError};
 
 const LOG: &str = "orderer.commmon.multichannel";
 
@@ -146,6 +147,7 @@ enum Part {
         info: ChannelInfo,
         /// Whether it failed in leaving: then nothing but a restart helps.
         leaving: bool,
+        reason: String,
     },
 }
 
@@ -251,6 +253,16 @@ impl Registrar {
         match self.part(channel)? {
             Part::Consenter(consenter) => Some(consenter.handle.clone()),
             _ => None,
+        }
+    }
+
+    /// The blocks of a channel that is in use.
+    fn store(&self, channel: &str) -> Option<BlockStore> {
+        match self.part(channel)? {
+            Part::Consenter(consenter) => Some(consenter.handle.store().clone()),
+            Part::Follower(follower) => Some(follower.store().clone()),
+            Part::Inactive(inactive) => Some(inactive.store().clone()),
+            Part::Leaving(_) | Part::Failed { .. } => None,
         }
     }
 

@@ -5,6 +5,7 @@
 //! of whoever holds the puller. Start with [`Puller::pull`]; [`ChainVerifier`] is the rule by which blocks are believed.
 
 mod probe;
+mod progress;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -22,6 +23,8 @@ use quorate_identity::mutual_tls::ClientTls;
 use quorate_identity::x509::Certificate;
 use quorate_runtime::{Clock, Entropy, Tasks};
 
+pub(crate) use progress::Pace;
+pub use progress::Progress;
 pub(crate) use verify::signed;
 pub use verify::{ChainVerifier, VerifyError};
 
@@ -266,6 +269,13 @@ impl Puller {
                 }
             }
         }
+    }
+
+    /// How many blocks the orderer has that is read from, as it said when it was connected; `None` between two of them.
+    pub fn source_height(&self) -> Option<u64> {
+        self.session
+            .as_ref()
+            .map(|session| session.last.saturating_add(1))
     }
 
     /// Blocks `from`, `from + 1`, … up to but not including `until`; ends after the first failure.

@@ -23,13 +23,14 @@ use quorate_identity::mutual_tls::{
 };
 use quorate_identity::x509::Certificate;
 use quorate_runtime::operations::{Health, Readiness, ReadyReport, Version};
-use quorate_runtime::tasks::blocking;
+use quorate_runtime::tasks::{blocking, chain};
 use quorate_runtime::telemetry::LogControl;
 use quorate_runtime::{Clock, Entropy, Tasks};
 use serde_json::json;
 use tonic::service::Routes;
 use tracing::{info, warn};
 
+use crate::admin::ChannelStatus;
 use crate::broadcast::{Broadcast, Checker};
 use crate::channel::Ack;
 use crate::checks::Rules;
@@ -45,6 +46,7 @@ use crate::registrar::{
     BootstrapBlock, BootstrapError, Incarnations, Premises, Registrar, RegistrarError, Trust,
 };
 use crate::replication::{PullerContext, PullerOptions};
+use crate::status::{CertificateLife, Overview};
 use crate::store::{Ledgers, StoreError};
 use crate::{admin, statsd, trace};
 
@@ -129,8 +131,19 @@ pub enum OrdererError {
     #[error("FileLedger.Location cannot be used")]
     Ledgers(#[from] StoreError),
     /// The consensus log.
-    #[error("Consensus.WALDir: the consensus log cannot be opened")]
-    Log(#[from] LogError),
+    #[error(
+        "Consensus.WALDir: the consensus log cannot be opened. If the disk is well and the log is not, move the folder {} \
+         away, on one orderer at a time: this one then takes part in no election until a leader has given back what it may \
+         have confirmed",
+        .folder.display()
+    )]
+    Log {
+        /// Its folder.
+        folder: PathBuf,
+        /// Why.
+        #[source]
+        source: LogError,
+    },
     /// A folder.
     #[error("{key}: the folder {} cannot be created", .path.display())]
     Folder {
@@ -207,21 +220,15 @@ impl Orderer {
             tasks,
         } = parts;
         let general = &options.general;
-        let local = LocalMsp::load_with_key_store(
-            &general.local_msp_dir,
-            &general.local_msp_id,
-            &general
-                .bccsp
-                .key_store
-                .clone()
-                .unwrap_or_else(|| general.local_msp_dir.join("keystore")),
-        )?;
+        let local = identity(general)?;
         check_expiry(&local, &options, &clock)?;
         track_expiry("enrollment", local.expires_at(), &clock, &tasks);
+        let mut certificates = vec![("enrollment", local.expires_at())];
         let signer: Arc<dyn Signer> = Arc::new(local);
         let doors = Doors::read(&options, &clock)?;
         for (role, not_after) in doors.expiries() {
             track_expiry(role, not_after, &clock, &tasks);
+            certificates.push((role, not_after));
         }
 
         // Ports, before anything on disk changes: a second process on one configuration ends here.
@@ -285,7 +292,7 @@ impl Orderer {
         let registrar = Registrar::start(
             Premises {
                 ledgers,
-                log,
+                log: log.clone(),
                 recovered: Mutex::new(recovered),
                 incarnations,
                 wal: options.consensus.wal_dir.clone(),
@@ -350,6 +357,14 @@ impl Orderer {
             &metrics.grpc,
         );
         let steps = transport.service(channels.clone());
+        let health = Health::new();
+        health.register("consensus log", {
+            let log = log.clone();
+            move || {
+                let failure = log.failure().map(|failure| chain(failure));
+                std::future::ready(failure.map_or(Ok(()), Err))
+            }
+        });
         let readiness = Readiness::new();
         let reported = registrar.clone();
         readiness.report_with(move || report(&reported));
@@ -386,7 +401,15 @@ impl Orderer {
         }
         let shown = options.metrics.provider == MetricsProvider::Prometheus;
         let operations = Operations {
-            health: Health::new(),
+            overview: overview(
+                registrar.clone(),
+                health.clone(),
+                readiness.clone(),
+                certificates,
+                version.version.clone(),
+                clock.clone(),
+            ),
+            health,
             readiness,
             metrics: shown.then_some(metrics),
             logs,
@@ -413,6 +436,40 @@ impl Orderer {
     }
 }
 
+/// How a process that is not this orderer, but has its configuration, reads blocks of the others: for commands.
+///
+/// # Errors
+/// [`OrdererError`], of the identity or of the TLS files.
+pub fn reader(
+    options: &Options,
+    clock: &Clock,
+    entropy: &Entropy,
+    tasks: &Tasks,
+) -> Result<PullerContext, OrdererError> {
+    let doors = Doors::read(options, clock)?;
+    Ok(PullerContext {
+        options: PullerOptions::of(&options.general),
+        tls: doors.client,
+        extra_roots: doors.cluster_roots,
+        signer: Arc::new(identity(&options.general)?),
+        clock: clock.clone(),
+        entropy: entropy.clone(),
+        tasks: tasks.clone(),
+    })
+}
+
+fn identity(general: &options::General) -> Result<LocalMsp, FolderError> {
+    LocalMsp::load_with_key_store(
+        &general.local_msp_dir,
+        &general.local_msp_id,
+        &general
+            .bccsp
+            .key_store
+            .clone()
+            .unwrap_or_else(|| general.local_msp_dir.join("keystore")),
+    )
+}
+
 fn local_address(listener: &Listener, key: &'static str) -> Result<SocketAddr, OrdererError> {
     listener
         .local_address()
@@ -423,20 +480,21 @@ fn local_address(listener: &Listener, key: &'static str) -> Result<SocketAddr, O
         })
 }
 
-/// Whether traffic should come here: when every channel that we are a consenter of has a leader. And what a person who asks
+/// Whether traffic should come here: when every channel that we are a consenter of has a leader, and none has failed. And what a person who asks
 /// why not would like to know.
 fn report(registrar: &Registrar) -> ReadyReport {
     let mut channels = serde_json::Map::new();
-    let mut ready = true;
+    let (mut led, mut failed) = (true, false);
     for name in registrar.channels() {
         let Some(info) = registrar.info(&name) else {
             continue;
         };
         let leader = registrar.consenter(&name).map(|channel| {
             let leader = *channel.leader().borrow();
-            ready &= leader != 0;
+            led &= leader != 0;
             leader
         });
+        failed |= info.status == ChannelStatus::Failed;
         let shown = json!({
             "consensusRelation": info.consensus_relation.as_str(),
             "status": info.status.as_str(),
@@ -445,8 +503,57 @@ fn report(registrar: &Registrar) -> ReadyReport {
         });
         channels.insert(name, shown);
     }
-    let status = if ready { "serving" } else { "leaderless" };
-    ReadyReport::new(ready, status).with("channels", serde_json::Value::Object(channels))
+    let status = match (failed, led) {
+        (true, _) => "failed",
+        (false, false) => "leaderless",
+        (false, true) => "serving",
+    };
+    ReadyReport::new(led && !failed, status).with("channels", serde_json::Value::Object(channels))
+}
+
+/// What `/healthz/detailed` answers.
+fn overview(
+    registrar: Registrar,
+    health: Health,
+    readiness: Readiness,
+    certificates: Vec<(&'static str, UnixTime)>,
+    version: String,
+    clock: Clock,
+) -> crate::operations::Overviews {
+    Arc::new(move || {
+        let (registrar, health, version) = (registrar.clone(), health.clone(), version.clone());
+        let ready = readiness.report().ready;
+        let now = clock.now_seconds();
+        let certificates = certificates
+            .iter()
+            .map(|(role, UnixTime(expires))| CertificateLife {
+                role: (*role).to_owned(),
+                expires: *expires,
+                seconds_left: expires.saturating_sub(now),
+            })
+            .collect();
+        Box::pin(async move {
+            let mut channels = BTreeMap::new();
+            for name in registrar.channels() {
+                if let Some(overview) = registrar.overview(&name).await {
+                    channels.insert(name, overview);
+                }
+            }
+            let checks = health.run().await;
+            let healthy = checks.values().all(Result::is_ok);
+            Overview {
+                status: if healthy { "OK" } else { "Service Unavailable" }.to_owned(),
+                ready,
+                version,
+                checks: checks
+                    .into_iter()
+                    .map(|(name, outcome)| (name, outcome.err().unwrap_or_else(|| "OK".to_owned())))
+                    .collect(),
+                certificates,
+                channels,
+            }
+        })
+    })
 }
 
 type Disk = (
@@ -514,7 +621,11 @@ fn open_disk(
     let (log, recovered) = Log::open(
         Arc::new(MeasuredDisk::new(disk, &metrics.etcd, clock)),
         LogOptions::default(),
-    )?;
+    )
+    .map_err(|source| OrdererError::Log {
+        folder: wal.join(LOG_FOLDER),
+        source,
+    })?;
     let recovered = recovered
         .into_iter()
         .map(|group| (group.group(), group))

@@ -19,11 +19,13 @@ use quorate_fabric::envelope::RawEnvelope;
 use quorate_fabric::msp::LocalMsp;
 use quorate_fabric::proto::common::Block;
 use quorate_identity::UnixTime;
-use quorate_orderer::admin::{ChannelInfo, ChannelList, JoinError, Participation, RemoveError};
+use quorate_orderer::admin::{
+    ChannelInfo, ChannelList, JoinError, Participation, PruneError, RemoveError,
+};
 use quorate_orderer::checks::{self, Class, Rules, UpdateContext};
 use quorate_orderer::options::ChannelParticipation;
 use quorate_orderer::replication::ChainVerifier;
-use quorate_orderer::store::{Ledgers, StoredBlock};
+use quorate_orderer::store::{Ledgers, Pruned, StoredBlock};
 use quorate_runtime::Entropy;
 use quorate_testkit::hostile::{Shape, torment};
 use tower::ServiceExt as _;
@@ -221,6 +223,10 @@ impl Participation for Greedy {
     fn join(&self, _: Bytes) -> BoxFuture<'_, Result<ChannelInfo, JoinError>> {
         *self.joined.lock().unwrap() += 1;
         Box::pin(async { Err(JoinError::ChannelExists) })
+    }
+
+    fn prune<'a>(&'a self, _: &'a str, _: u64) -> BoxFuture<'a, Result<Pruned, PruneError>> {
+        Box::pin(async { Err(PruneError::ChannelNotExist) })
     }
 
     fn remove<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), RemoveError>> {

@@ -129,9 +129,14 @@ fn described(channel: &Described) -> String {
         consensus_relation,
         status,
         height,
+        replication,
         ..
     } = channel;
-    format!("channel {name}: {consensus_relation}, {status}, height {height}")
+    let told = format!("channel {name}: {consensus_relation}, {status}, height {height}");
+    match replication {
+        Some(progress) => format!("{told}; replicating: {progress}"),
+        None => told,
+    }
 }
 
 fn listed(channels: &Listed) -> String {

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::record::{self, Record};
 use super::recovery::{recover, segment_name};
@@ -32,7 +32,7 @@ pub(super) struct Journal {
     queued_bytes: u64,
     /// What is left to be moved out of the oldest segment.
     moving: Vec<(GroupId, Item)>,
-    failure: Option<LogError>,
+    failure: Arc<OnceLock<LogError>>,
     /// Batches that became durable.
     syncs: Arc<AtomicU64>,
 }
@@ -133,7 +133,7 @@ impl Journal {
             queue: Vec::new(),
             queued_bytes: 0,
             moving: Vec::new(),
-            failure: None,
+            failure: Arc::default(),
             syncs: Arc::default(),
         };
         match newest {
@@ -149,6 +149,11 @@ impl Journal {
 
     pub(super) fn syncs(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.syncs)
+    }
+
+    /// Why nothing can be written any more, once that is so.
+    pub(super) fn failure(&self) -> Arc<OnceLock<LogError>> {
+        Arc::clone(&self.failure)
     }
 
     pub(super) fn append(&mut self, group: GroupId, write: Write) {
@@ -169,7 +174,7 @@ impl Journal {
     pub(super) fn flush(&mut self) -> Result<(), LogError> {
         let queue = std::mem::take(&mut self.queue);
         let queued = std::mem::take(&mut self.queued_bytes);
-        if let Some(failure) = &self.failure {
+        if let Some(failure) = self.failure.get() {
             return Err(failure.clone());
         }
         if queue.iter().all(|(_, write)| {
@@ -186,7 +191,8 @@ impl Journal {
                 "the log cannot be written any more: every group that uses it stops; free or replace the disk and \
                  restart"
             );
-            self.failure = Some(failure.clone());
+            // It fails once.
+            let _ = self.failure.set(failure.clone());
         }
         result
     }

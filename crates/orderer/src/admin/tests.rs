@@ -41,6 +41,24 @@ impl Participation for Scripted {
         Box::pin(async move { answer.expect("a join was expected") })
     }
 
+    fn prune<'a>(
+        &'a self,
+        channel: &'a str,
+        below: u64,
+    ) -> BoxFuture<'a, Result<Pruned, PruneError>> {
+        Box::pin(async move {
+            match channel {
+                "books" => Ok(Pruned {
+                    first: below.min(40),
+                    files: 2,
+                    bytes: 1000,
+                }),
+                "broken" => Err(PruneError::Failed("the disk says no".to_owned())),
+                _ => Err(PruneError::ChannelNotExist),
+            }
+        })
+    }
+
     fn remove<'a>(&'a self, channel: &'a str) -> BoxFuture<'a, Result<(), RemoveError>> {
         *self.removed.lock().unwrap() = Some(channel.to_owned());
         let answer = self.remove.lock().unwrap().take();
@@ -269,5 +287,77 @@ async fn forms_that_are_broken_off_are_refused() {
             .unwrap();
         let answer = router.oneshot(request).await.unwrap();
         assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{length}");
+    }
+}
+
+#[tokio::test]
+async fn pruning_is_asked_for_by_a_block() {
+    let router = router(
+        &ChannelParticipation {
+            enabled: true,
+            max_request_body_size: 1 << 20,
+        },
+        Arc::new(Scripted::default()),
+        Entropy::seeded(1),
+    );
+    for (method, path, status, body) in [
+        (
+            Method::POST,
+            "/quorate/v1/channels/books/prune?below=17",
+            200,
+            r#"{"first":17,"files":2,"bytes":1000}"#,
+        ),
+        (
+            Method::POST,
+            "/quorate/v1/channels/other/prune?below=17",
+            404,
+            "does not exist",
+        ),
+        (
+            Method::POST,
+            "/quorate/v1/channels/broken/prune?below=17",
+            500,
+            "the disk says no",
+        ),
+        (
+            Method::POST,
+            "/quorate/v1/channels/books/prune?below=-1",
+            400,
+            "below=NUMBER",
+        ),
+        (
+            Method::POST,
+            "/quorate/v1/channels/books/prune",
+            400,
+            "below=NUMBER",
+        ),
+        (
+            Method::POST,
+            "/quorate/v1/channels/BOOKS/prune?below=1",
+            400,
+            "invalid channel ID",
+        ),
+        (
+            Method::GET,
+            "/quorate/v1/channels/books/prune?below=17",
+            405,
+            "invalid request method: GET",
+        ),
+        (Method::POST, "/quorate/v1/channels/books", 404, ""),
+    ] {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .body(Body::empty())
+            .unwrap();
+        let answer = tower::ServiceExt::oneshot(router.clone(), request)
+            .await
+            .unwrap();
+        assert_eq!(answer.status().as_u16(), status, "{path}");
+        let text = axum::body::to_bytes(answer.into_body(), 10_000)
+            .await
+            .unwrap();
+        let text = String::from_utf8(text.to_vec()).unwrap();
+        assert!(text.contains(body), "{path}: {text}");
     }
 }

@@ -1,7 +1,9 @@
 //! What operators see of channels, under Fabric's names.
 
 use super::core::Gauges;
-use crate::metrics::{Blockcutter, Counters, Etcd, Etcdraft, Gauges as Family, OrdererMetrics};
+use crate::metrics::{
+    Blockcutter, Counters, Etcd, Etcdraft, Gauges as Family, OrdererMetrics, Replication,
+};
 
 /// The metrics of all channels; cheap to clone.
 #[derive(Clone)]
@@ -9,6 +11,7 @@ pub struct ChannelMetrics {
     pub(super) etcdraft: Etcdraft,
     pub(super) blockcutter: Blockcutter,
     pub(super) etcd: Etcd,
+    pub(super) replication: Replication,
 }
 
 impl ChannelMetrics {
@@ -18,6 +21,7 @@ impl ChannelMetrics {
             etcdraft: metrics.etcdraft.clone(),
             blockcutter: metrics.blockcutter.clone(),
             etcd: metrics.etcd.clone(),
+            replication: metrics.replication.clone(),
         }
     }
 
@@ -76,5 +80,6 @@ impl ChannelMetrics {
         ] {
             family.forget(label);
         }
+        self.replication.show(channel, None);
     }
 }

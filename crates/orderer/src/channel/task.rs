@@ -25,8 +25,10 @@ use super::core::{
 };
 use super::metrics::ChannelMetrics;
 use super::ordering::STOPPED;
+use super::standing::Standing;
 use super::{ChannelHandle, Submission, SubmitError};
 use crate::cluster::{ForwardError, Member};
+use crate::replication::{Pace, Progress};
 use crate::store::{BlockStore, StoredBlock};
 
 /// Submissions that wait for the channel.
@@ -44,6 +46,9 @@ pub const MAX_QUEUED_MESSAGE_BYTES: usize = 64 << 20;
 
 /// Consensus messages taken from the queue at once.
 const MAX_MESSAGES_AT_ONCE: usize = 64;
+
+/// Questions about a channel's standing that wait for an answer; further ones wait before they are asked.
+const MAX_INQUIRIES: usize = 16;
 
 /// The other consenters of one channel.
 pub trait Peers: Send + Sync + 'static {
@@ -120,6 +125,7 @@ pub(super) struct Shared {
     submissions: mpsc::Sender<(Submission, oneshot::Sender<Answer>)>,
     messages: mpsc::Sender<(u64, Bytes, Bytes)>,
     message_bytes: Arc<AtomicUsize>,
+    inquiries: mpsc::Sender<oneshot::Sender<Standing>>,
 }
 
 type Answer = Result<(), SubmitError>;
@@ -154,6 +160,13 @@ impl Shared {
             .await
             .map_err(|_| SubmitError::Unavailable(STOPPED.to_owned()))?;
         Ok(Pending(pending))
+    }
+
+    /// `None` when the channel has stopped.
+    pub(super) async fn standing(&self) -> Option<Standing> {
+        let (reply, answer) = oneshot::channel();
+        self.inquiries.send(reply).await.ok()?;
+        answer.await.ok()
     }
 
     pub(super) fn step(&self, from: u64, payload: Bytes, metadata: Bytes) {
@@ -205,6 +218,7 @@ pub fn start(start: Start, tasks: &Tasks) -> Result<ChannelHandle, SetupError> {
     // As long as the writes under way; the Raft group bounds those by the entries in flight.
     let (done, done_in) = mpsc::unbounded_channel();
     let message_bytes = Arc::new(AtomicUsize::new(0));
+    let (inquiries, inquiries_in) = mpsc::channel(MAX_INQUIRIES);
     let shared = Arc::new(Shared {
         name: name.clone(),
         view,
@@ -215,6 +229,7 @@ pub fn start(start: Start, tasks: &Tasks) -> Result<ChannelHandle, SetupError> {
         submissions,
         messages,
         message_bytes: message_bytes.clone(),
+        inquiries,
     });
     let gauges = Gauges::default();
     let shell = Shell {
@@ -241,11 +256,13 @@ pub fn start(start: Start, tasks: &Tasks) -> Result<ChannelHandle, SetupError> {
         fetching: None,
         suspecting: None,
         message_bytes,
+        pace: Pace::default(),
+        progress: None,
     };
     let shutdown = tasks.shutdown().clone();
     tasks.spawn(format!("channel {name}"), async move {
         shell
-            .run(submissions_in, messages_in, done_in, shutdown)
+            .run(submissions_in, messages_in, inquiries_in, done_in, shutdown)
             .await;
         Ok::<(), std::convert::Infallible>(())
     });
@@ -261,6 +278,7 @@ fn now(clock: &Clock) -> Now {
 
 struct Fetching {
     last: u64,
+    pace: Pace,
     work: BoxFuture<'static, Vec<StoredBlock>>,
 }
 
@@ -288,6 +306,9 @@ struct Shell {
     fetching: Option<Fetching>,
     suspecting: Option<BoxFuture<'static, Option<u64>>>,
     message_bytes: Arc<AtomicUsize>,
+    /// Of the fetching of blocks, between two pieces of it.
+    pace: Pace,
+    progress: Option<Progress>,
 }
 
 impl Shell {
@@ -295,6 +316,7 @@ impl Shell {
         mut self,
         mut submissions: mpsc::Receiver<(Submission, oneshot::Sender<Answer>)>,
         mut messages: mpsc::Receiver<(u64, Bytes, Bytes)>,
+        mut inquiries: mpsc::Receiver<oneshot::Sender<Standing>>,
         mut done: mpsc::UnboundedReceiver<Done>,
         shutdown: quorate_runtime::Shutdown,
     ) {
@@ -363,15 +385,29 @@ impl Shell {
                         self.tell(Event::Submit(batch));
                     }
                 }
+                Some(inquiry) = inquiries.recv() => {
+                    let standing = Standing {
+                        progress: self.progress,
+                        ..self.core.standing()
+                    };
+                    // Whoever has gone away does not need the answer.
+                    let _ = inquiry.send(standing);
+                }
                 Some((id, result)) = self.forwards.next(), if !self.forwards.is_empty() => {
                     self.tell(Event::Forwarded(id, result));
                 }
                 blocks = fetched => {
-                    let last = self.fetching.take().map_or(0, |fetching| fetching.last);
+                    let mut last = 0;
+                    if let Some(fetching) = self.fetching.take() {
+                        (last, self.pace) = (fetching.last, fetching.pace);
+                    }
                     self.tell(Event::Pulled(blocks));
                     let next = self.core.tip().number + 1;
+                    self.look(next, last + 1);
                     if next <= last && !self.core.is_halted() {
                         self.fetch(next, last);
+                    } else {
+                        self.pace = Pace::default();
                     }
                 }
                 evicted = suspected => {
@@ -388,13 +424,30 @@ impl Shell {
         // Dropping the senders answers those who still wait.
     }
 
+    /// Looks how far the fetching of blocks is.
+    fn look(&mut self, height: u64, target: u64) {
+        if let Some(look) = self.pace.look(self.clock.monotonic(), height, target) {
+            self.progress = (height < target).then_some(look.progress);
+            let shown = &self.metrics.replication;
+            shown.show(&self.name, self.progress.as_ref());
+            if look.is_due {
+                info!(target: LOG, channel = %self.name, node = self.core.raft_id(), "Catching up: {}", look.progress);
+            }
+        }
+    }
+
     fn tell(&mut self, event: Event) {
         self.core.handle(now(&self.clock), event);
     }
 
     fn fetch(&mut self, first: u64, last: u64) {
+        let pace = match self.fetching.take() {
+            Some(fetching) => fetching.pace,
+            None => std::mem::take(&mut self.pace),
+        };
         self.fetching = Some(Fetching {
             last,
+            pace,
             work: self.replication.fetch(first, last),
         });
     }

@@ -18,6 +18,16 @@ const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/fabr
 
 fn operations() -> Operations {
     Operations {
+        overview: Arc::new(|| {
+            Box::pin(std::future::ready(Overview {
+                status: "OK".to_owned(),
+                ready: true,
+                version: "1".to_owned(),
+                checks: Default::default(),
+                certificates: Vec::new(),
+                channels: Default::default(),
+            }))
+        }),
         health: Health::new(),
         readiness: Readiness::new(),
         metrics: Some(OrdererMetrics::new(&Metrics::new(), false)),

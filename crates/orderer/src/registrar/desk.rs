@@ -106,7 +106,8 @@ impl Desk {
             self.open_channel(&name, joins.get(&name)).await;
         }
         let kept = self.forget_strangers(names).await?;
-        // Groups of channels that were left when the process died in the midst of it.
+        // Groups of channels that were left when the process died in the midst of it. Not those of channels that could not
+        // be opened: what these have promised must be there when their ledgers were mended.
         let orphans: Vec<_> = std::mem::take(&mut *self.premises.unclaimed())
             .into_keys()
             .filter(|group| !kept.contains(group))
@@ -139,7 +140,7 @@ impl Desk {
             }
             Err(reason) => {
                 error!(target: LOG, channel = %name, "Channel {name} cannot be served: {reason}");
-                failed(name)
+                failed(name, reason)
             }
         };
         self.entries
@@ -339,6 +340,7 @@ impl Desk {
                 config,
                 target,
                 puller: self.premises.puller.clone(),
+                metrics: self.premises.metrics.replication.clone(),
                 is_member: Arc::new(move |config| premises.is_member(config)),
                 stays: self.system.is_none(),
                 creation: creates.then(|| self.creation()),
@@ -531,19 +533,20 @@ impl Desk {
             Err(reason) => {
                 error!(target: LOG, channel = %name, "Channel {name} could not be removed: {reason}");
                 if let Some(entry) = self.entries.remove(name) {
-                    self.removal_failed(name, entry);
+                    self.removal_failed(name, entry, reason);
                 }
             }
         }
     }
 
     /// Shows a channel that could not be removed.
-    pub(super) fn removal_failed(&mut self, name: &str, entry: Entry) {
+    pub(super) fn removal_failed(&mut self, name: &str, entry: Entry, reason: String) {
         let mut info = describe(name, &entry.part);
         info.status = ChannelStatus::Failed;
         let part = Part::Failed {
             info,
             leaving: true,
+            reason,
         };
         self.entries
             .insert(name.to_owned(), Entry { part, ..entry });
@@ -562,6 +565,7 @@ impl Desk {
                     entry.part = Part::Failed {
                         info,
                         leaving: false,
+                        reason,
                     };
                 }
                 return;
@@ -609,11 +613,11 @@ impl Desk {
             Ok(Some(part)) => part,
             Ok(None) => {
                 error!(target: LOG, channel = %name, "Channel {name} has no blocks any more");
-                failed(name)
+                failed(name, "it has no blocks any more".to_owned())
             }
             Err(reason) => {
                 error!(target: LOG, channel = %name, "Channel {name} cannot be served: {reason}");
-                failed(name)
+                failed(name, reason)
             }
         };
         self.entries
@@ -663,7 +667,7 @@ enum Started {
     Follower(BlockStore, Arc<ChannelConfig>),
 }
 
-fn failed(name: &str) -> Part {
+fn failed(name: &str, reason: String) -> Part {
     Part::Failed {
         info: ChannelInfo {
             name: name.to_owned(),
@@ -672,6 +676,7 @@ fn failed(name: &str) -> Part {
             height: 0,
         },
         leaving: false,
+        reason,
     }
 }
 

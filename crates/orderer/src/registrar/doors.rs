@@ -8,14 +8,16 @@ use futures::future::BoxFuture;
 use futures::stream::StreamExt as _;
 use quorate_fabric::config::ChannelConfig;
 use quorate_fabric::raftpb;
+use quorate_runtime::tasks::{blocking, chain};
 use tokio::sync::watch;
 
 use super::{Consenter, Part, Registrar};
-use crate::admin::{ChannelInfo, ChannelList, JoinError, Participation, RemoveError};
+use crate::admin::{ChannelInfo, ChannelList, JoinError, Participation, PruneError, RemoveError};
 use crate::broadcast::{Found, System, Unserved};
 use crate::channel::SubmitError;
 use crate::cluster::{Dispatch, Forwarded, ForwardedStream, OutcomeStream, StepRefusal};
-use crate::store::BlockStore;
+use crate::replication::Progress;
+use crate::store::{BlockStore, Pruned};
 use crate::{broadcast, deliver};
 
 impl deliver::Channel for Consenter {
@@ -136,6 +138,28 @@ impl Participation for Registrar {
 
     fn join(&self, block: Bytes) -> BoxFuture<'_, Result<ChannelInfo, JoinError>> {
         Box::pin(Registrar::join(self, block))
+    }
+
+    fn progress(&self, channel: &str) -> Option<Progress> {
+        match self.part(channel)? {
+            Part::Follower(follower) => follower.state().progress,
+            _ => None,
+        }
+    }
+
+    fn prune<'a>(
+        &'a self,
+        channel: &'a str,
+        below: u64,
+    ) -> BoxFuture<'a, Result<Pruned, PruneError>> {
+        Box::pin(async move {
+            let store = self.store(channel).ok_or(PruneError::ChannelNotExist)?;
+            match blocking("pruning a channel", move || store.prune(below)).await {
+                Ok(Ok(pruned)) => Ok(pruned),
+                Ok(Err(error)) => Err(PruneError::Failed(chain(&error))),
+                Err(failure) => Err(PruneError::Failed(failure.to_string())),
+            }
+        })
     }
 
     fn remove<'a>(&'a self, channel: &'a str) -> BoxFuture<'a, Result<(), RemoveError>> {

@@ -117,6 +117,20 @@ impl Incarnations {
         Ok(incarnation)
     }
 
+    /// Notes that whatever the channel's group may have promised is not known here, unless its name is: the member keeps
+    /// silent in elections then. Whether it had to be noted.
+    ///
+    /// # Errors
+    /// The disk's; a file that is not ours.
+    pub fn mark_lost(&self, channel: &str, entropy: &Entropy) -> Result<bool, IncarnationError> {
+        if self.read(channel)?.is_some() {
+            return Ok(false);
+        }
+        let drawn = self.draw(channel, entropy)?;
+        self.begun(channel, drawn)?;
+        Ok(true)
+    }
+
     /// The group's first write is durable.
     pub(super) fn begun(
         &self,

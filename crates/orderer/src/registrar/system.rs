@@ -263,7 +263,7 @@ impl Desk {
             if let Err(reason) = done(erased) {
                 error!(target: LOG, channel = %channel, "Channel {channel} could not be removed: {reason}");
                 failures.push(channel.clone());
-                self.removal_failed(&channel, entry);
+                self.removal_failed(&channel, entry, reason);
             }
         }
         if failures.is_empty() {

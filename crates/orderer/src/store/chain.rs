@@ -11,6 +11,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use quorate_fabric::block as rules;
 use quorate_runtime::metrics::IntGauge;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::base::Base;
@@ -628,7 +629,7 @@ impl Inner {
 }
 
 /// What a prune has done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pruned {
     /// The first block that is there now.
     pub first: u64,

@@ -271,6 +271,8 @@ pub(crate) struct Orderer {
     directory: PathBuf,
     child: Option<Child>,
     line: Line,
+    /// How many KiB each file of its may have.
+    file_limit: Option<u64>,
 }
 
 impl Orderer {
@@ -295,6 +297,7 @@ impl Orderer {
             directory,
             child: None,
             line: Line::new(general, &roots),
+            file_limit: None,
         }
     }
 
@@ -383,8 +386,23 @@ Quorate:
             std::io::Write::write_all(&mut all, &old).unwrap();
         }
         let file = File::create(&log).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_quorate"))
-            .arg("orderer")
+        let program = env!("CARGO_BIN_EXE_quorate");
+        let mut command = match self.file_limit {
+            None => {
+                let mut command = Command::new(program);
+                command.arg("orderer");
+                command
+            }
+            // A write beyond the limit fails, as on a full disk, instead of ending the process.
+            Some(limit) => {
+                let mut command = Command::new("bash");
+                command.arg("-c").arg(format!(
+                    "trap '' XFSZ; ulimit -f {limit}; exec '{program}' orderer"
+                ));
+                command
+            }
+        };
+        let child = command
             .env("FABRIC_CFG_PATH", &self.directory)
             .stdin(Stdio::null())
             .stdout(file.try_clone().unwrap())
@@ -542,12 +560,64 @@ Quorate:
     }
 
     async fn metrics(&self) -> std::io::Result<String> {
+        self.operations("/metrics").await
+    }
+
+    /// Head and body of a page of its operations endpoint.
+    pub(crate) async fn operations(&self, page: &str) -> std::io::Result<String> {
         let mut socket = TcpStream::connect((Ipv4Addr::LOCALHOST, self.operations)).await?;
-        let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-        socket.write_all(request).await?;
+        let request =
+            format!("GET {page} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await?;
         let mut text = String::new();
         socket.read_to_string(&mut text).await?;
         Ok(text)
+    }
+}
+
+/// For the target `disk`, which has these clusters too.
+#[allow(dead_code, reason = "the target `cluster` looks at no files")]
+impl Orderer {
+    /// No file of its next process can be longer than so many KiB.
+    pub(crate) fn limit_files(&mut self, kibibytes: Option<u64>) {
+        self.file_limit = kibibytes;
+    }
+
+    /// Waits until it has ended by itself; what it has written.
+    pub(crate) async fn ends(&mut self) -> String {
+        until("the orderer ends", async || {
+            self.child.as_mut().unwrap().try_wait().unwrap().map(drop)
+        })
+        .await;
+        self.child = None;
+        self.log()
+    }
+
+    /// Where it keeps something: `ledger`, `wal`, `snap`.
+    pub(crate) fn data(&self, part: &str) -> PathBuf {
+        self.directory.join("data").join(part)
+    }
+
+    /// The directory of its `orderer.yaml`.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The options by which a command reaches its admin endpoint.
+    pub(crate) fn admin_options(&self) -> Vec<String> {
+        let user = self.crypto.join("users/Admin@orderer.test/tls");
+        let file = |name: &str| user.join(name).display().to_string();
+        [
+            "-o".to_owned(),
+            format!("127.0.0.1:{}", self.admin),
+            "--ca-file".to_owned(),
+            file("ca.crt"),
+            "--client-cert".to_owned(),
+            file("client.crt"),
+            "--client-key".to_owned(),
+            file("client.key"),
+        ]
+        .to_vec()
     }
 }
 
