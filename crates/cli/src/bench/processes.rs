@@ -28,6 +28,9 @@ pub(super) struct Memory {
     pub(super) process: String,
     /// Resident now. PostgreSQL's processes share memory, which is counted once.
     pub(super) resident_bytes: u64,
+    /// What of it belongs to this process alone: without the program's own text, which all processes share.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) private_bytes: Option<u64>,
     /// The most that was resident at any time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) peak_bytes: Option<u64>,
@@ -91,6 +94,7 @@ impl Processes {
             all.push(Memory {
                 process: name.clone(),
                 resident_bytes: kibibytes(&status, "VmRSS:").unwrap_or_default(),
+                private_bytes: kibibytes(&status, "RssAnon:"),
                 peak_bytes: kibibytes(&status, "VmHWM:"),
             });
         }
@@ -105,6 +109,7 @@ impl Processes {
             all.push(Memory {
                 process: POSTGRESQL.to_owned(),
                 resident_bytes: shares.sum(),
+                private_bytes: None,
                 peak_bytes: None,
             });
         }

@@ -215,9 +215,17 @@ pub(super) fn memory(when: &str, all: &[Memory]) -> String {
         .iter()
         .map(|memory| {
             let mut text = format!("{} {:.1}", memory.process, mebibytes(memory.resident_bytes));
-            if let Some(peak) = memory.peak_bytes {
+            let parts = [
+                ("private", memory.private_bytes),
+                ("peak", memory.peak_bytes),
+            ];
+            let parts: Vec<String> = parts
+                .into_iter()
+                .filter_map(|(what, bytes)| Some(format!("{what} {:.1}", mebibytes(bytes?))))
+                .collect();
+            if !parts.is_empty() {
                 // Writing to a String cannot fail.
-                let _ = write!(text, " (peak {:.1})", mebibytes(peak));
+                let _ = write!(text, " ({})", parts.join(", "));
             }
             text
         })
