@@ -28,6 +28,8 @@ use crate::system::fetch;
 const SYSTEM: &str = "syschannel";
 /// Less than a block that creates a channel has.
 const SNAPSHOT_BYTES: u32 = 10_000;
+/// More entries than a Raft log keeps behind a snapshot, together with those between two snapshots.
+const KEPT_ENTRIES: usize = 15;
 /// How many channels are created while orderers are killed.
 const CREATIONS: usize = 6;
 
@@ -201,7 +203,12 @@ impl Network {
 
     async fn transaction(&self, through: usize, channel: &str) {
         let kind = HeaderType::EndorserTransaction;
-        let words = message(kind, channel, b"words".to_vec(), &org1_admin());
+        let signer = if channel == SYSTEM {
+            orderer_admin()
+        } else {
+            org1_admin()
+        };
+        let words = message(kind, channel, b"words".to_vec(), &signer);
         self.submit(through, words.encoded()).await;
     }
 
@@ -568,6 +575,12 @@ async fn who_was_away_catches_up_and_the_system_channel_goes_in_the_end() {
             network.serves(number, channel).await;
         }
         network.transaction(1, channel).await;
+    }
+    // The log forgets the creations: whoever was away has to fetch their blocks.
+    for _ in 0..=KEPT_ENTRIES {
+        let height = network.orderer(0).height(SYSTEM).await;
+        network.transaction(1, SYSTEM).await;
+        network.orderer(0).reaches(SYSTEM, height + 1).await;
     }
     network.run(2).await;
     for channel in channels {
