@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -18,6 +19,25 @@ const READY: &str = "Beginning to serve requests";
 const FIRST_PORT: u16 = 21050;
 const PORTS_PER_ORDERER: u16 = 10;
 
+/// Where orderers listen that listen anywhere: below the ports that the system gives to whoever calls somebody, so that none of
+/// these takes the port of an orderer that is away, and above the recorded ones.
+const ANYWHERE: std::ops::Range<u16> = 22_000..32_000;
+
+/// A port that nobody has, and that is given out once.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let many = ANYWHERE.end - ANYWHERE.start;
+    // Other test programs begin elsewhere.
+    let begin = u16::try_from(std::process::id() % u32::from(many)).unwrap();
+    (0..many)
+        .map(|_| {
+            let offset = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(begin);
+            ANYWHERE.start + offset % many
+        })
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .expect("there is a free port")
+}
+
 /// An orderer that does not run yet, or not any more: the directory stays.
 pub(crate) struct Node {
     number: usize,
@@ -30,17 +50,9 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Orderer `number` of the fixtures at ports that happen to be free.
+    /// Orderer `number` of the fixtures at ports that are free, and stay so while it does not run.
     pub(crate) fn anywhere(number: usize) -> Self {
-        // Held until all are known, so that they differ.
-        let listeners: Vec<TcpListener> = (0..3)
-            .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap())
-            .collect();
-        let ports: Vec<u16> = listeners
-            .iter()
-            .map(|listener| listener.local_addr().unwrap().port())
-            .collect();
-        Self::at(number, ports[0], ports[1], ports[2])
+        Self::at(number, free_port(), free_port(), free_port())
     }
 
     /// Orderer `number` where the recorded channels say that it listens. See [`super::ports`].
