@@ -32,8 +32,8 @@ pub use self::ordering::{
 };
 pub use self::standing::Standing;
 pub use self::task::{
-    Creation, MAX_QUEUED_MESSAGE_BYTES, MAX_QUEUED_MESSAGES, MAX_QUEUED_SUBMISSIONS, Peers,
-    Pending, Replication, Start, start,
+    Belonging, Creation, MAX_QUEUED_MESSAGE_BYTES, MAX_QUEUED_MESSAGES, MAX_QUEUED_SUBMISSIONS,
+    Peers, Pending, Replication, Start, start,
 };
 
 use crate::checks::{Kind, Refusal};

@@ -20,7 +20,7 @@ use quorate_fabric::proto::orderer::BroadcastResponse;
 use quorate_orderer::broadcast::{Broadcast, Channels, Checker, Found};
 use quorate_orderer::channel::core::Setup;
 use quorate_orderer::channel::{
-    Ack, ChannelHandle, ChannelMetrics, Peers, Replication, Start, start,
+    Ack, Belonging, ChannelHandle, ChannelMetrics, Peers, Replication, Start, start,
 };
 use quorate_orderer::checks::Rules;
 use quorate_orderer::cluster::{ForwardError, Member};
@@ -64,7 +64,7 @@ impl Replication for Nobody {
     fn fetch(&self, _: u64, _: u64) -> BoxFuture<'static, Vec<StoredBlock>> {
         Box::pin(std::future::pending())
     }
-    fn evicted(&self) -> BoxFuture<'static, Option<u64>> {
+    fn belonging(&self) -> BoxFuture<'static, Option<Belonging>> {
         Box::pin(std::future::pending())
     }
 }

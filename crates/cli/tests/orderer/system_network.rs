@@ -117,6 +117,12 @@ struct Network {
 impl Network {
     /// `total` orderers, of which the first `members` begin a network.
     async fn start(total: usize, members: usize) -> Self {
+        let all: Vec<usize> = (0..members).collect();
+        Self::begin(total, members, &all).await
+    }
+
+    /// The same, but only some of them run.
+    async fn begin(total: usize, members: usize, running: &[usize]) -> Self {
         let nodes: Vec<Node> = (0..total).map(Node::anywhere).collect();
         let consenters: Vec<Consenter> = (nodes.iter().enumerate())
             .map(|(number, node)| consenter(number, node.port()))
@@ -140,10 +146,12 @@ impl Network {
         };
         for number in 0..members {
             network.nodes[number].as_mut().unwrap().bootstrap(&genesis);
-            network.run(number).await;
         }
-        for number in 0..members {
-            network.serves(number, SYSTEM).await;
+        for number in running {
+            network.run(*number).await;
+        }
+        for number in running {
+            network.serves(*number, SYSTEM).await;
         }
         network
     }
@@ -690,4 +698,38 @@ async fn who_was_away_catches_up_and_the_system_channel_goes_in_the_end() {
         .says("Registrar initializing without a system channel, number of application channels: 3")
         .await;
     network.serves(1, "alpha").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_orderer_left_behind_by_changes_of_members_finds_its_way() {
+    // The fourth is a consenter from the beginning, and has never run.
+    let mut network = Network::begin(5, 4, &[0, 1, 2]).await;
+    network
+        .change(0, SYSTEM, &[0, 1, 2, 3, 4], &[0, 1, 2])
+        .await;
+    let (_, block) = network.config(0, SYSTEM).await;
+    network.nodes[4]
+        .as_mut()
+        .unwrap()
+        .bootstrap(block.encoded());
+    network.run(4).await;
+    network.serves(4, SYSTEM).await;
+    // Those whom the fourth knows go, or fall behind: only the fifth can lead, whom it does not know.
+    network.kill(0);
+    network.transaction(4, SYSTEM).await;
+    network.same(SYSTEM, &[1, 2, 4]).await;
+    network.kill(1);
+    network.kill(2);
+    network.run(3).await;
+    network.run(0).await;
+    let behind = network.orderer(3);
+    behind
+        .says("Suspecting our own eviction from the channel")
+        .await;
+    behind
+        .says("our certificate was found in config block with sequence 1")
+        .await;
+    network.serves(3, SYSTEM).await;
+    network.transaction(3, SYSTEM).await;
+    network.same(SYSTEM, &[0, 3, 4]).await;
 }

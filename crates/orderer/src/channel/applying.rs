@@ -355,7 +355,7 @@ impl Channel {
         self.fetch_up_to(number);
     }
 
-    fn fetch_up_to(&mut self, last: u64) {
+    pub(super) fn fetch_up_to(&mut self, last: u64) {
         let held = self
             .catch_up
             .take()

@@ -94,6 +94,8 @@ pub enum Event {
     Pulled(Vec<StoredBlock>),
     /// The configuration block of this number, which others have, does not name us.
     Evicted(u64),
+    /// The newest configuration block that others have, of this number, names us.
+    Belongs(u64),
 }
 
 /// Something to be done.
@@ -152,7 +154,8 @@ pub enum Action {
         /// The last one wanted.
         last: u64,
     },
-    /// There was no leader for so long: ask the other orderers whether we still belong. [`Event::Evicted`] if not.
+    /// There was no leader for so long: ask the other orderers whether we still belong. [`Event::Evicted`] or
+    /// [`Event::Belongs`] follows, if anybody knows.
     SuspectEviction(Duration),
     /// Stop: no further event is taken.
     Halt(Halt),
@@ -437,6 +440,7 @@ impl Channel {
                     self.halt(Halt::Evicted(number));
                 }
             }
+            Event::Belongs(number) => self.belongs(number),
         }
     }
 
@@ -508,6 +512,19 @@ impl Channel {
         info!(target: LOG, channel = %self.name, node = self.raft_id,
             "Suspecting our own eviction from the channel for {}", super::go_duration(leaderless));
         self.out.push(Action::SuspectEviction(leaderless));
+    }
+
+    /// We belong to the channel; whether those who lead it know us and are known to us is another question. If they came
+    /// while we were away, their messages are refused until we have the blocks that name them.
+    fn belongs(&mut self, number: u64) {
+        if self.role.leader != 0 {
+            return;
+        }
+        info!(target: LOG, channel = %self.name, node = self.raft_id,
+            "Cannot confirm our own eviction from the channel, our certificate was found in config block with sequence {number}");
+        if number > self.tip.number && self.catch_up.is_none() {
+            self.fetch_up_to(number);
+        }
     }
 
     fn step(&mut self, from: u64, payload: &Bytes, metadata: &Bytes) {

@@ -71,14 +71,23 @@ pub trait Peers: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<(), ForwardError>>;
 }
 
+/// What the newest configuration of a channel, as the other orderers have it, says of us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Belonging {
+    /// The configuration block of this number does not name us.
+    Evicted(u64),
+    /// It does.
+    Member(u64),
+}
+
 /// Blocks and configuration as the other orderers of a channel have them.
 pub trait Replication: Send + Sync + 'static {
     /// Blocks from `first` on, verified and in order: at least one, none above `last`. Tries until it has some.
     fn fetch(&self, first: u64, last: u64) -> BoxFuture<'static, Vec<StoredBlock>>;
 
-    /// Asks the others for the newest configuration block. `Some(number)` when it does not name us; `None` when it
-    /// does, or when nobody who knows as much as we do could be asked.
-    fn evicted(&self) -> BoxFuture<'static, Option<u64>>;
+    /// Asks the others for the newest configuration block, and whether it names us; `None` when nobody who knows as much
+    /// as we do could be asked.
+    fn belonging(&self) -> BoxFuture<'static, Option<Belonging>>;
 }
 
 /// Brings the channels into being that a system channel creates.
@@ -304,7 +313,7 @@ struct Shell {
     next_ticket: u64,
     forwards: FuturesUnordered<BoxFuture<'static, (ForwardId, Result<(), ForwardError>)>>,
     fetching: Option<Fetching>,
-    suspecting: Option<BoxFuture<'static, Option<u64>>>,
+    suspecting: Option<BoxFuture<'static, Option<Belonging>>>,
     message_bytes: Arc<AtomicUsize>,
     /// Of the fetching of blocks, between two pieces of it.
     pace: Pace,
@@ -410,10 +419,12 @@ impl Shell {
                         self.pace = Pace::default();
                     }
                 }
-                evicted = suspected => {
+                answer = suspected => {
                     self.suspecting = None;
-                    if let Some(number) = evicted {
-                        self.tell(Event::Evicted(number));
+                    match answer {
+                        Some(Belonging::Evicted(number)) => self.tell(Event::Evicted(number)),
+                        Some(Belonging::Member(number)) => self.tell(Event::Belongs(number)),
+                        None => {}
                     }
                 }
                 () = self.clock.sleep(wait) => {}
@@ -561,7 +572,7 @@ impl Shell {
                 Action::CatchUp { first, last } => self.fetch(first, last),
                 Action::SuspectEviction(_) => {
                     if self.suspecting.is_none() {
-                        self.suspecting = Some(self.replication.evicted());
+                        self.suspecting = Some(self.replication.belonging());
                     }
                 }
                 Action::Halt(reason) => halt = Some(reason),

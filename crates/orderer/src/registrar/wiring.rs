@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use quorate_fabric::config::ChannelConfig;
 
 use super::{LOG, Premises};
-use crate::channel::{Peers, Replication};
+use crate::channel::{Belonging, Peers, Replication};
 use crate::cluster::{ForwardError, Member, Transport};
 use crate::replication::{ChainVerifier, Puller};
 use crate::store::{BlockStore, StoredBlock};
@@ -118,7 +118,7 @@ impl Replication for ChannelReplication {
         })
     }
 
-    fn evicted(&self) -> BoxFuture<'static, Option<u64>> {
+    fn belonging(&self) -> BoxFuture<'static, Option<Belonging>> {
         let puller = self.puller();
         // A leader that orders its own removal has the block that says so, and may never hear that its term is over.
         let known = self.store.last_config_number().unwrap_or(0);
@@ -134,7 +134,11 @@ impl Replication for ChannelReplication {
                 return None;
             }
             let config = ChannelConfig::from_block(&block.block()).ok()?;
-            (!premises.is_member(&config)).then_some(block.number())
+            Some(if premises.is_member(&config) {
+                Belonging::Member(block.number())
+            } else {
+                Belonging::Evicted(block.number())
+            })
         })
     }
 }
