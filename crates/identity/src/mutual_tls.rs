@@ -257,7 +257,7 @@ impl ServerTls {
                 provider,
                 mandatory: auth == ClientAuth::Required,
                 judges: auth != ClientAuth::Requested,
-                pinned: None,
+                pinned: Vec::new(),
                 refusal: refusal.clone(),
             })),
         };
@@ -290,10 +290,10 @@ pub struct ClientTls {
 }
 
 impl ClientTls {
-    /// The configuration for one handshake, and where to look for the reason if it fails. With `pinned`, the server must
-    /// also own that public key (see [`public_key`]).
+    /// The configuration for one handshake, and where to look for the reason if it fails. If any are `pinned`, the server
+    /// must also own one of these public keys (see [`public_key`]).
     #[must_use]
-    pub fn begin(&self, pinned: Option<&[u8]>) -> (Arc<ClientConfig>, Refusal) {
+    pub fn begin(&self, pinned: &[Vec<u8>]) -> (Arc<ClientConfig>, Refusal) {
         let provider = provider();
         let refusal = Refusal::default();
         let verifier = Verifier {
@@ -301,7 +301,7 @@ impl ClientTls {
             provider: provider.clone(),
             mandatory: true,
             judges: true,
-            pinned: pinned.map(<[u8]>::to_vec),
+            pinned: pinned.to_vec(),
             refusal: refusal.clone(),
         };
         let builder =
@@ -454,7 +454,7 @@ struct Verifier {
     provider: Arc<CryptoProvider>,
     mandatory: bool,
     judges: bool,
-    pinned: Option<Vec<u8>>,
+    pinned: Vec<Vec<u8>>,
     refusal: Refusal,
 }
 
@@ -481,13 +481,13 @@ impl Verifier {
     }
 
     fn check_pin(&self, leaf: &CertificateDer<'_>) -> Result<(), String> {
-        match &self.pinned {
-            Some(pinned) if key_of(leaf)? != *pinned => Err(
-                "certificate presented by the server doesn't match the certificate of the channel's configuration"
-                    .to_owned(),
-            ),
-            _ => Ok(()),
+        if self.pinned.is_empty() || self.pinned.contains(&key_of(leaf)?) {
+            return Ok(());
         }
+        Err(
+            "certificate presented by the server doesn't match the certificate of the channel's configuration"
+                .to_owned(),
+        )
     }
 }
 

@@ -124,7 +124,8 @@ fn exchange(left: &mut ClientConnection, right: &mut ServerConnection) -> (End, 
 }
 
 fn handshake(client: &ClientTls, server: &ServerTls, name: &str, pinned: Option<&[u8]>) -> Ended {
-    let (config, refused_by_client) = client.begin(pinned);
+    let pinned: Vec<Vec<u8>> = pinned.map(<[u8]>::to_vec).into_iter().collect();
+    let (config, refused_by_client) = client.begin(&pinned);
     let name = ServerName::try_from(name.to_owned()).unwrap();
     let mut left = ClientConnection::new(config, name).unwrap();
     let (config, refused_by_server) = server.begin();
@@ -500,7 +501,7 @@ fn tls_1_2_is_spoken_on_both_sides() {
     let mut ours = client(Some(orderer(0)));
     for (now, refused) in [(NOW, false), (NOW + 20 * 365 * 24 * 3600, true)] {
         ours.clock = at(now);
-        let (config, refusal) = ours.begin(None);
+        let (config, refusal) = ours.begin(&[]);
         let mut left = ClientConnection::new(config, name()).unwrap();
         let mut right = ServerConnection::new(server_of_old.clone()).unwrap();
         let (client_end, server_end) = exchange(&mut left, &mut right);

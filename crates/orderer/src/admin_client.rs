@@ -250,7 +250,7 @@ impl AdminClient {
             match &self.tls {
                 None => self.send(stream, request).await,
                 Some(tls) => {
-                    let (config, refusal) = tls.begin(None);
+                    let (config, refusal) = tls.begin(&[]);
                     let name = ServerName::try_from(self.host.clone())
                         .map_err(|_| AdminError::Address(self.address.clone()))?;
                     let stream = TlsConnector::from(Arc::clone(&config))

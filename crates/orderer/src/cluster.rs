@@ -54,6 +54,10 @@ pub const ANSWERS: &str = "quorate-answers";
 /// The header's value.
 const TRANSACTIONS: &str = "transactions";
 
+/// How long a consenter whose certificates were exchanged may go on with the former ones. Enough to update many channels
+/// before it is started again; a key that somebody else knows should not be good for much longer.
+pub const ROTATION_OVERLAP: Duration = Duration::from_secs(60 * 60);
+
 /// One consenter of a channel, as its configuration has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
@@ -203,10 +207,51 @@ struct Wiring {
 }
 
 /// The consenters of one channel.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Consenters {
     by_id: BTreeMap<u64, Arc<Remote>>,
     by_client_key: HashMap<Vec<u8>, u64>,
+    /// By id, what the configuration says.
+    keys: BTreeMap<u64, Keys>,
+    /// Those whose certificates were exchanged and who have not shown the new ones yet.
+    overlaps: BTreeMap<u64, Overlap>,
+}
+
+/// The public keys of a consenter's certificates.
+#[derive(Clone, PartialEq, Eq)]
+struct Keys {
+    client: Vec<u8>,
+    server: Vec<u8>,
+}
+
+/// A consenter is known by its former certificates as well, until it shows the new ones: between the update that exchanges
+/// them and its restart it would be lost to the others otherwise, and with it what they can spare.
+#[derive(Clone)]
+struct Overlap {
+    former: Keys,
+    until: Instant,
+}
+
+impl Consenters {
+    /// The overlap of a consenter that is about to have these keys, if it is not over.
+    fn overlap(&self, id: u64, keys: &Keys, now: Instant) -> Option<Overlap> {
+        let before = self.keys.get(&id)?;
+        if before == keys {
+            let going_on = self.overlaps.get(&id)?;
+            return (now < going_on.until).then(|| going_on.clone());
+        }
+        Some(Overlap {
+            former: before.clone(),
+            until: now + ROTATION_OVERLAP,
+        })
+    }
+
+    /// Whether this key of consenter `id` is one that it had before only.
+    fn is_former(&self, id: u64, client_key: &[u8]) -> bool {
+        self.keys
+            .get(&id)
+            .is_some_and(|keys| keys.client != client_key)
+    }
 }
 
 /// One consenter of one channel.
@@ -264,31 +309,50 @@ impl Transport {
 
     /// Replaces the consenters of a channel: `members` are all of them, this orderer included. Streams to those that stay
     /// as they are stay open; connections that nobody needs any more are closed.
+    ///
+    /// A consenter that has other certificates than before is known by the former ones too, until it shows the new ones,
+    /// for an hour at most.
     pub fn configure(&self, channel: &str, members: &[Member]) {
+        self.configure_at(channel, members, Instant::now());
+    }
+
+    fn configure_at(&self, channel: &str, members: &[Member], time: Instant) {
         let core = &self.core;
         let before = core.consenters(channel).unwrap_or_default();
         let mut now = Consenters::default();
         for member in members {
             let endpoint = format!("{}:{}", member.host, member.port);
-            match public_key(&member.client_cert) {
+            let client = public_key(&member.client_cert);
+            match &client {
                 Ok(key) => {
-                    now.by_client_key.insert(key, member.id);
+                    now.by_client_key.insert(key.clone(), member.id);
                 }
                 Err(error) => {
                     tracing::error!(target: LOG, %channel, "the client certificate of consenter {}({endpoint}) cannot be read, so it will not be recognised: {error}", member.id);
                 }
             }
-            let destination = match public_key(&member.server_cert) {
-                Ok(key) => Destination {
-                    host: member.host.clone(),
-                    port: member.port,
-                    public_key: Some(key),
-                },
+            let server = match public_key(&member.server_cert) {
+                Ok(key) => key,
                 Err(error) => {
                     tracing::error!(target: LOG, %channel, "the server certificate of consenter {}({endpoint}) cannot be read, so it cannot be reached: {error}", member.id);
                     continue;
                 }
             };
+            let mut destination = Destination {
+                host: member.host.clone(),
+                port: member.port,
+                public_keys: vec![server.clone()],
+            };
+            if let Ok(client) = client {
+                let keys = Keys { client, server };
+                if let Some(overlap) = before.overlap(member.id, &keys, time) {
+                    if overlap.former.server != keys.server {
+                        destination.public_keys.push(overlap.former.server.clone());
+                    }
+                    now.overlaps.insert(member.id, overlap);
+                }
+                now.keys.insert(member.id, keys);
+            }
             let remote = match before.by_id.get(&member.id) {
                 Some(same) if same.destination == destination => same.clone(),
                 former => {
@@ -304,6 +368,11 @@ impl Transport {
                 }
             };
             now.by_id.insert(member.id, remote);
+        }
+        for (id, overlap) in &now.overlaps {
+            // Whoever has the key by the configuration comes first.
+            let key = overlap.former.client.clone();
+            now.by_client_key.entry(key).or_insert(*id);
         }
         for (id, gone) in &before.by_id {
             if !now.by_id.contains_key(id) {
@@ -411,6 +480,15 @@ impl Core {
 
     /// The consenter with that key, or the refusal that Fabric gives.
     fn caller(&self, channel: &str, client_key: Option<&[u8]>) -> Result<u64, StepRefusal> {
+        self.caller_at(channel, client_key, Instant::now())
+    }
+
+    fn caller_at(
+        &self,
+        channel: &str,
+        client_key: Option<&[u8]>,
+        now: Instant,
+    ) -> Result<u64, StepRefusal> {
         let refused = |text: &str| Err(StepRefusal(text.to_owned()));
         if channel.is_empty() {
             return refused("badly formatted message, cannot extract channel");
@@ -421,10 +499,50 @@ impl Core {
         let Some(key) = client_key else {
             return refused("no TLS certificate sent");
         };
-        match consenters.by_client_key.get(key) {
-            Some(id) => Ok(*id),
-            None => refused("certificate extracted from TLS connection isn't authorized"),
+        let stranger = "certificate extracted from TLS connection isn't authorized";
+        let Some(id) = consenters.by_client_key.get(key).copied() else {
+            return refused(stranger);
+        };
+        if let Some(overlap) = consenters.overlaps.get(&id) {
+            let shows_new = overlap.former.client != key;
+            let over = now >= overlap.until;
+            if shows_new || over {
+                self.end_overlap(channel, id);
+            }
+            if over && consenters.is_former(id, key) {
+                return refused(stranger);
+            }
         }
+        Ok(id)
+    }
+
+    /// From now on a consenter is known by its present certificates only.
+    fn end_overlap(&self, channel: &str, id: u64) {
+        let mut channels = self
+            .channels
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(present) = channels.get(channel) else {
+            return;
+        };
+        let mut next = Consenters::clone(present);
+        let Some(Overlap { former, .. }) = next.overlaps.remove(&id) else {
+            return;
+        };
+        if next.is_former(id, &former.client) && next.by_client_key.get(&former.client) == Some(&id)
+        {
+            next.by_client_key.remove(&former.client);
+        }
+        if let Some(remote) = next.by_id.get(&id)
+            && remote.destination.public_keys.len() > 1
+        {
+            let mut destination = remote.destination.clone();
+            destination.public_keys.truncate(1);
+            let remote = self.remote(channel, id, destination);
+            next.by_id.insert(id, Arc::new(remote));
+        }
+        tracing::info!(target: LOG, %channel, "Node {id} is known by its new TLS certificate only from now on");
+        channels.insert(channel.to_owned(), Arc::new(next));
     }
 
     fn lookup(&self, channel: &str, id: u64) -> Result<Arc<Remote>, String> {

@@ -91,6 +91,53 @@ async fn every_orderers_certificate_is_rotated_under_load() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn between_update_and_restart_a_rotated_consenter_still_counts() {
+    let _alone = Alone::begin().await;
+    let mut network = Network::start(3, 3, &Rules::default()).await;
+    let all = [0, 1, 2];
+    let rotated = network.leader(&all).await;
+    let load = Load::start(&network, &all, 4, 33);
+    load.progress(50).await;
+    let operator = Operator::of(&network, rotated);
+    let address = operator.address(rotated).to_owned();
+    let next = network.next_tls(rotated);
+    let certificate = next.join("server.crt").display().to_string();
+    operator
+        .channel(&[
+            "consenter",
+            "rotate",
+            &address,
+            "--tls-cert",
+            &certificate,
+            "--wait",
+        ])
+        .await
+        .well(&["in force on all consenters that stay"]);
+    // It has not been started again, and another one fails: two of three are enough if it is one of them.
+    let failing = (rotated + 1) % 3;
+    network.orderers[failing].kill();
+    load.progress(100).await;
+    network.run(failing).await;
+    load.progress(50).await;
+
+    network.orderers[rotated].stop().await;
+    for file in ["server.crt", "server.key"] {
+        fs::copy(next.join(file), network.orderers[rotated].tls(file)).unwrap();
+    }
+    network.run(rotated).await;
+    network.orderers[rotated]
+        .becomes("consenter", "active")
+        .await;
+    network.level(&all).await;
+    // Everybody knows it by its new certificate.
+    network.orderers[failing].kill();
+    load.progress(50).await;
+    network.run(failing).await;
+    let books = load.stop().await;
+    judge(&network, &all, &books).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sole_orderer_is_rotated_and_comes_back() {
     let _alone = Alone::begin().await;
     let mut network = Network::start(1, 1, &Rules::default()).await;

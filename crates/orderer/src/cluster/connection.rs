@@ -56,8 +56,8 @@ pub(crate) const LOG: &str = "orderer.common.cluster";
 pub(crate) struct Destination {
     pub(crate) host: String,
     pub(crate) port: u16,
-    /// The SubjectPublicKeyInfo that must answer; `None`: any that the roots vouch for.
-    pub(crate) public_key: Option<Vec<u8>>,
+    /// The SubjectPublicKeyInfo that must answer, and perhaps the one that did before; none: any that the roots vouch for.
+    pub(crate) public_keys: Vec<Vec<u8>>,
 }
 
 impl Destination {
@@ -67,7 +67,7 @@ impl Destination {
         Some(Self {
             host: host.to_owned(),
             port: port.parse().ok()?,
-            public_key: None,
+            public_keys: Vec::new(),
         })
     }
 }
@@ -167,7 +167,7 @@ pub(crate) async fn dial(
         Some(tls) => {
             let name = ServerName::try_from(host.to_owned())
                 .map_err(|error| failed(format!("{host}: {error}")))?;
-            let (config, refusal) = tls.begin(destination.public_key.as_deref());
+            let (config, refusal) = tls.begin(&destination.public_keys);
             let stream = TlsConnector::from(config)
                 .connect(name, Ahead::new(tcp))
                 .await

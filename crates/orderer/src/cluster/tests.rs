@@ -518,7 +518,7 @@ async fn a_consenter_that_babbles_after_the_handshake_is_dropped() {
     timeout(PATIENCE, lost).await.unwrap();
     // As a client.
     let tcp = TcpStream::connect(left.address).await.unwrap();
-    let (config, _) = client_tls(Some(orderer(1))).begin(None);
+    let (config, _) = client_tls(Some(orderer(1))).begin(&[]);
     let name = rustls_pki_types::ServerName::try_from("localhost").unwrap();
     let connector = tokio_rustls::TlsConnector::from(config);
     let mut tls = connector.connect(name, tcp).await.unwrap();
@@ -891,6 +891,95 @@ async fn a_server_with_another_key_is_not_talked_to() {
         .await;
     let text = refused.unwrap_err().to_string();
     assert!(text.contains("doesn't match"), "{text}");
+}
+
+/// orderer0 at one address and orderer2 at another, which has been given another certificate or not.
+fn rotation(left: SocketAddr, right: SocketAddr, rotated: bool) -> Vec<Member> {
+    let mut members = vec![member(0, left), member(2, right)];
+    if rotated {
+        let new = Bytes::from(file("crypto/special/orderer2-tls-new-key/server.crt"));
+        members[1].client_cert = new.clone();
+        members[1].server_cert = new;
+    }
+    members
+}
+
+#[tokio::test]
+async fn a_rotated_consenter_is_known_by_both_keys_until_it_shows_the_new_one() {
+    let (left, mut right) = (Setup::new(0).start().await, Setup::new(2).start().await);
+    let as_before = rotation(left.address, right.address, false);
+    right.transport.configure("fixture", &as_before);
+    left.transport.configure("fixture", &as_before);
+    let rotated = rotation(left.address, right.address, true);
+    left.transport.configure("fixture", &rotated);
+
+    // Neither has been started again: it shows its former certificate, as server and as client.
+    insist(&left, 3, &raft("to it")).await;
+    let arrived = Got::Consensus("fixture".to_owned(), 1, raft("to it"), Bytes::new());
+    assert_eq!(right.next().await, arrived);
+    let request = || {
+        vec![super::wire::consensus(
+            "fixture",
+            &raft("from it"),
+            &Bytes::new(),
+        )]
+    };
+    let new = || folder("special/orderer2-tls-new-key", "server");
+    let mut left = left;
+    for (caller, from) in [(orderer(2), 3), (new(), 3)] {
+        let call = step(left.address, Some(caller), request());
+        tokio::select! {
+            ended = call => panic!("{ended:?}"),
+            got = left.next() => {
+                assert_eq!(got, Got::Consensus("fixture".to_owned(), from, raft("from it"), Bytes::new()));
+            }
+        }
+    }
+
+    // It has shown the new one, and the former one is a stranger's now.
+    let refused = step(left.address, Some(orderer(2)), request()).await;
+    let text = refused.unwrap_err().message().to_owned();
+    assert!(text.contains("isn't authorized"), "{text}");
+    let envelope = RawEnvelope::decode(Bytes::new()).unwrap();
+    let refused = left
+        .transport
+        .submit("fixture", 3, Some(0), envelope.encoded())
+        .await;
+    let text = refused.unwrap_err().to_string();
+    assert!(text.contains("doesn't match"), "{text}");
+    // Also after the channel's next configuration.
+    left.transport.configure("fixture", &rotated);
+    let refused = step(left.address, Some(orderer(2)), request()).await;
+    assert!(refused.is_err());
+}
+
+#[tokio::test]
+async fn the_former_key_of_a_rotated_consenter_is_not_good_for_ever() {
+    let node = Transport::new(
+        TransportOptions::default(),
+        None,
+        Clock::system(),
+        Entropy::seeded(1),
+        &OrdererMetrics::new(&Metrics::new(), false),
+        &Tasks::new("node"),
+    );
+    let former = public_key(&file(&format!("crypto/{}/server.crt", tls_folder(2)))).unwrap();
+    let new = public_key(&file("crypto/special/orderer2-tls-new-key/server.crt")).unwrap();
+    let begin = Instant::now();
+    let configure = |rotated, after| {
+        let members = rotation(nowhere(), nowhere(), rotated);
+        node.configure_at("fixture", &members, begin + after);
+    };
+    let caller = |key: &[u8], after| node.core.caller_at("fixture", Some(key), begin + after);
+    configure(false, Duration::ZERO);
+    // Said a second time it is nothing new, and the time does not begin anew.
+    for after in [Duration::ZERO, ROTATION_OVERLAP * 2 / 3] {
+        configure(true, after);
+        assert_eq!(caller(&former, after), Ok(3));
+    }
+    assert!(caller(&former, ROTATION_OVERLAP).is_err());
+    assert_eq!(caller(&new, ROTATION_OVERLAP), Ok(3));
+    assert!(caller(&former, Duration::ZERO).is_err());
 }
 
 #[tokio::test]

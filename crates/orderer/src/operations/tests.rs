@@ -215,7 +215,7 @@ async fn with_tls_certificates_are_asked_for_where_fabric_asks() {
             clock: clock.clone(),
             alpn: Vec::new(),
         };
-        let (config, _) = client.begin(None);
+        let (config, _) = client.begin(&[]);
         let stream = tokio_rustls::TlsConnector::from(config)
             .connect(
                 ServerName::try_from("localhost").unwrap(),
