@@ -23,6 +23,7 @@ use crate::journal::{Entry, HostRequest, Reply, Request, encode_entry};
 use crate::machine::Surroundings;
 use crate::message::{Envelope, MAX_ENVELOPE_BYTES, Owner, SessionMessage, reason};
 use crate::registry::FlowRegistry;
+use crate::trace::FlowTrace;
 
 /// After this many journal entries without a commit a flow is committed and goes on afterwards.
 const MAX_ENTRIES_PER_STEP: usize = 1_000;
@@ -131,6 +132,8 @@ pub(crate) struct Cell {
     pub(crate) flow: FlowId,
     pub(crate) me: Party,
     pub(crate) owner: Owner,
+    /// Where it belongs, if it is traced.
+    pub(crate) trace: Option<FlowTrace>,
     pub(crate) registry: Arc<FlowRegistry>,
     pub(crate) surroundings: Arc<Surroundings>,
     pub(crate) now: Timestamp,
@@ -455,7 +458,7 @@ impl Cell {
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
-        let envelope = Envelope::new(
+        let mut envelope = Envelope::new(
             self.me.name.clone(),
             session.peer.clone(),
             (id, session.initiator),
@@ -463,6 +466,7 @@ impl Cell {
             self.owner.clone(),
             body,
         );
+        envelope.trace = self.trace.map(|trace| trace.own);
         session.sent += 1;
         self.outgoing.push(envelope);
     }

@@ -24,6 +24,7 @@ mod machine;
 mod message;
 mod registry;
 pub mod standard;
+mod trace;
 
 pub use commit::{
     Checkpoint, Finality, FlowOutcome, FlowStart, FlowStatus, InboxId, Origin, Recording,
@@ -39,3 +40,4 @@ pub use machine::{
 };
 pub use message::{Envelope, MessageError, Owner, SessionMessage};
 pub use registry::{App, Flow, FlowRegistry, RegistryError, Responder, SideEffect};
+pub use trace::{FlowTrace, TraceContext, TraceContextError};

@@ -8,6 +8,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use quorate_identity::{SecureHash, X500Name};
 
 use crate::ids::SessionId;
+use crate::trace::TraceContext;
 
 /// The largest encoded envelope that will be read, in bytes.
 pub(crate) const MAX_ENVELOPE_BYTES: usize = quorate_ledger::MAX_MESSAGE_BYTES;
@@ -80,6 +81,9 @@ pub struct Envelope {
     pub owner: Owner,
     /// The message.
     pub body: SessionMessage,
+    /// The span that sent it, if somebody draws traces.
+    #[borsh(skip)]
+    pub trace: Option<TraceContext>,
 }
 
 /// An envelope could not be read.
@@ -92,18 +96,21 @@ pub enum MessageError {
         size: usize,
     },
     /// Not an envelope, or of a version that this program does not know.
-    #[error("the message is not an envelope of a version that this node knows (1)")]
+    #[error("the message is not an envelope of a version that this node knows (1 and 2)")]
     Malformed(#[source] std::io::Error),
 }
 
 #[derive(BorshSerialize, BorshDeserialize)]
 enum Versioned {
     V1(Envelope),
+    /// With a trace, and so only where somebody has asked for traces.
+    V2(Envelope, TraceContext),
 }
 
 #[derive(BorshSerialize)]
 enum VersionedRef<'a> {
     V1(&'a Envelope),
+    V2(&'a Envelope, TraceContext),
 }
 
 impl Envelope {
@@ -135,12 +142,17 @@ impl Envelope {
             shard_key: u64::from_le_bytes(shard),
             owner,
             body,
+            trace: None,
         }
     }
 
     /// The versioned bytes.
     pub fn encode(&self) -> Vec<u8> {
-        borsh::to_vec(&VersionedRef::V1(self)).expect("writing to memory cannot fail")
+        let versioned = match self.trace {
+            None => VersionedRef::V1(self),
+            Some(trace) => VersionedRef::V2(self, trace),
+        };
+        borsh::to_vec(&versioned).expect("writing to memory cannot fail")
     }
 
     /// Reads versioned bytes; refuses what is too large, unknown or followed by more bytes.
@@ -148,8 +160,15 @@ impl Envelope {
         if bytes.len() > MAX_ENVELOPE_BYTES {
             return Err(MessageError::TooLarge { size: bytes.len() });
         }
-        let Versioned::V1(envelope) = borsh::from_slice(bytes).map_err(MessageError::Malformed)?;
-        Ok(envelope)
+        Ok(
+            match borsh::from_slice(bytes).map_err(MessageError::Malformed)? {
+                Versioned::V1(envelope) => envelope,
+                Versioned::V2(envelope, trace) => Self {
+                    trace: Some(trace),
+                    ..envelope
+                },
+            },
+        )
     }
 }
 

@@ -368,3 +368,28 @@ fn a_checkpoint_is_written_as_it_always_was_and_goes_on() {
     assert_eq!((payload.as_slice(), *last), (b"\"bye\"".as_slice(), true));
     assert_eq!(Duration::from_secs(90), due.since(bench.now));
 }
+
+/// Messages without a trace are what they always were, so that former releases read them; with one they are of version 2.
+#[test]
+fn a_trace_changes_the_version_of_a_message_and_nothing_else() {
+    let owner = Owner {
+        instance: "host:/opt/quorate".to_owned(),
+        generation: 7,
+    };
+    let ends = (SessionId::from_bytes([9; 16]), true);
+    let plain = Envelope::new(name("Me"), name("You"), ends, 0, owner, SessionMessage::End);
+    let mut traced = plain.clone();
+    let context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    traced.trace = Some(context.parse().unwrap());
+    let (old, new) = (plain.encode(), traced.encode());
+    assert_eq!((old[0], new[0]), (0, 1));
+    assert_eq!(new.len(), old.len() + 16 + 8);
+    assert_eq!(
+        new[1..old.len()],
+        old[1..],
+        "what follows the version is the same"
+    );
+    assert_eq!(Envelope::decode(&old).unwrap(), plain);
+    assert_eq!(Envelope::decode(&new).unwrap(), traced);
+    assert!(Envelope::decode(&new[..new.len() - 1]).is_err());
+}

@@ -13,13 +13,14 @@ use quorate_flow::{Checkpoint, FlowStatus, Limits, Machine, Owner, RetryPolicy};
 use quorate_identity::{PublicKey, UnixTime, X500Name};
 use quorate_messaging::{Handle as Messaging, Security};
 use quorate_runtime::tasks::{StopReport, chain};
-use quorate_runtime::{Clock, Shutdown, Tasks};
+use quorate_runtime::{Clock, Shutdown, Tasks, Traces};
 use quorate_storage::{Fence, Relevance, Store, UnitOfWork, WriterEnd};
 use tokio::sync::watch;
 
 use crate::driver::{self, Driver, Flows, Parts};
 use crate::host::Host;
 use crate::instance::{IDENTITY, NodeError, Prepared, identity_of};
+use crate::journeys::Journeys;
 use crate::maintenance::{Maintenance, Tables, Task};
 use crate::metrics::{FlowMetrics, MaintenanceMetrics, PostMetrics};
 use crate::notary::notary;
@@ -175,6 +176,17 @@ impl Active {
         );
         machine.set_draining(store.setting(DRAINING).await?.as_deref() == Some("true"));
 
+        let traces = match &configuration.telemetry {
+            None => Traces::off(),
+            Some(endpoint) => {
+                let resource = vec![
+                    ("service.name", identification.legal_name.to_string()),
+                    ("service.instance.id", identification.instance.clone()),
+                    ("service.version", identification.release.clone()),
+                ];
+                Traces::start(endpoint.clone(), resource, metrics, core)
+            }
+        };
         let (flows, intake) = driver::intake(clock, core);
         let notary = notary(prepared, owner, &writer, core, writing).await?;
         let (notary_service, notary_handle) = notary.unzip();
@@ -188,6 +200,7 @@ impl Active {
                 network: network.clone(),
                 own: own.clone(),
                 metrics: PostMetrics::new(metrics),
+                journeys: Journeys::new(traces.clone(), clock.clone()),
             },
             core,
         );
@@ -221,6 +234,7 @@ impl Active {
                 clock: clock.clone(),
                 entropy: entropy.clone(),
                 metrics: FlowMetrics::new(metrics),
+                traces: traces.clone(),
                 tasks: core.clone(),
             },
             intake,
@@ -304,6 +318,9 @@ impl Active {
                 users,
                 legal_name: identification.legal_name.clone(),
                 release: identification.release.clone(),
+                traces,
+                entropy: entropy.clone(),
+                clock: clock.clone(),
             },
         );
         let rpc = RpcServer::bind(&ListenOptions {

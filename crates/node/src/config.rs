@@ -40,6 +40,7 @@ use quorate_runtime::config::{
 };
 use quorate_runtime::hocon::{self, Environment, Kind, Value};
 use quorate_runtime::telemetry::{DEFAULT_KEPT_FILES, DEFAULT_MAX_FILE_BYTES, LogSpec};
+use quorate_runtime::traces::Endpoint;
 
 pub use availability::{
     ChoiceError, DEFAULT_UPDATE_INTERVAL, DEFAULT_WAIT_INTERVAL, MutualExclusion, WhenHeld,
@@ -112,6 +113,8 @@ pub struct NodeConfiguration {
     pub pause_all_flows: bool,
     /// How often `additional-node-infos` is looked at.
     pub node_info_polling: Duration,
+    /// The collector that gets spans, if there is one.
+    pub telemetry: Option<Endpoint>,
     /// Levels and bounds of the log.
     pub logging: LoggingConfiguration,
     /// Warnings, notes and every effective value.
@@ -426,6 +429,7 @@ fn decode(
             false
         }
     };
+    let telemetry = telemetry(root);
     let logging = logging(root);
     foreign::decode(root);
 
@@ -452,6 +456,7 @@ fn decode(
         flow_timeout,
         pause_all_flows,
         node_info_polling,
+        telemetry,
         logging,
         findings: Findings::default(),
     })
@@ -530,6 +535,30 @@ fn flow_timeout(root: &Section<'_>) -> FlowTimeout {
         max_restart_count,
         backoff_base,
     }
+}
+
+fn telemetry(root: &Section<'_>) -> Option<Endpoint> {
+    let section = root.section("telemetry");
+    let on = section.boolean_or("openTelemetryEnabled", false);
+    let endpoint = section.parsed::<Endpoint>("endpoint");
+    for key in [
+        "spanStartEndEventsEnabled",
+        "copyBaggageToTags",
+        "simpleLogTelemetryEnabled",
+    ] {
+        section.unneeded(
+            key,
+            "each span is sent once, when it is over, and to the collector only",
+        );
+    }
+    if on && endpoint.is_none() && !section.has("endpoint") {
+        section.problem(
+            "endpoint",
+            "is missing; write the address of a collector, such as \"http://127.0.0.1:4318\"",
+        );
+    }
+    section.finish();
+    endpoint.filter(|_| on)
 }
 
 fn logging(root: &Section<'_>) -> LoggingConfiguration {

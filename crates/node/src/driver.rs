@@ -14,12 +14,13 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use quorate_flow::{
     Action, Checkpoint, ClientId, Envelope, Event, FlowError, FlowId, FlowOutcome, FlowStart,
-    FlowStatus, FlowView, HostError, InboxId, Machine, Origin, Reply, StartRefused, StepCommit,
-    Surroundings, standard,
+    FlowStatus, FlowTrace, FlowView, HostError, InboxId, Machine, Origin, Reply, StartRefused,
+    StepCommit, Surroundings, TraceContext, standard,
 };
 use quorate_ledger::Timestamp;
 use quorate_runtime::tasks::chain;
-use quorate_runtime::{Clock, Entropy, Tasks};
+use quorate_runtime::traces::{Span, SpanKind};
+use quorate_runtime::{Clock, Entropy, Tasks, Traces};
 use quorate_storage::{CommitError, Committed, FlowRecord, Store, UnitOfWork, Writer};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
@@ -93,6 +94,7 @@ pub(crate) enum Order {
 enum Input {
     Start {
         start: FlowStart,
+        parent: Option<TraceContext>,
         reply: StartReply,
     },
     Deliver(Vec<(InboxId, Envelope)>),
@@ -222,9 +224,22 @@ impl Feed {
 impl Flows {
     /// Starts a flow and resolves when its start is durable.
     pub(crate) async fn start(&self, start: FlowStart) -> Result<Started, StartError> {
+        self.start_within(start, None).await
+    }
+
+    /// The same, because of a span of somebody else.
+    pub(crate) async fn start_within(
+        &self,
+        start: FlowStart,
+        parent: Option<TraceContext>,
+    ) -> Result<Started, StartError> {
         let (reply, answer) = oneshot::channel();
         self.inputs
-            .send(Input::Start { start, reply })
+            .send(Input::Start {
+                start,
+                parent,
+                reply,
+            })
             .await
             .map_err(|_| StartError::Stopping)?;
         answer.await.map_err(|_| StartError::Stopping)?
@@ -343,6 +358,7 @@ pub(crate) struct Parts {
     pub(crate) clock: Clock,
     pub(crate) entropy: Entropy,
     pub(crate) metrics: FlowMetrics,
+    pub(crate) traces: Traces,
     /// Tasks that answer flows' requests.
     pub(crate) tasks: Tasks,
 }
@@ -391,6 +407,8 @@ struct Done {
 struct Summary {
     outcome: Option<FlowOutcome>,
     recorded: bool,
+    /// Of a flow that ends with this step.
+    span: Option<Box<Span>>,
 }
 
 /// The owner of the machine.
@@ -404,7 +422,14 @@ pub(crate) struct Driver {
     by_client: HashMap<ClientId, FlowId>,
     starts: HashMap<FlowId, FlowStart>,
     lookups: FuturesUnordered<BoxFuture<'static, Lookup>>,
-    looking: HashMap<ClientId, VecDeque<(FlowStart, StartReply)>>,
+    looking: HashMap<ClientId, VecDeque<(Wanted, StartReply)>>,
+}
+
+/// A flow that somebody wants.
+struct Wanted {
+    start: FlowStart,
+    /// The span that wants it.
+    parent: Option<TraceContext>,
 }
 
 struct Lookup {
@@ -531,7 +556,11 @@ impl Driver {
 
     fn apply(&mut self, input: Input) {
         match input {
-            Input::Start { start, reply } => self.asked_to_start(start, reply),
+            Input::Start {
+                start,
+                parent,
+                reply,
+            } => self.asked_to_start(Wanted { start, parent }, reply),
             Input::Deliver(messages) => {
                 for (inbox, envelope) in messages {
                     let seed = self.parts.entropy.bytes();
@@ -586,8 +615,8 @@ impl Driver {
     }
 
     /// A start under a client id is looked up first: the flow may be running, or have ended.
-    fn asked_to_start(&mut self, start: FlowStart, reply: StartReply) {
-        let Some(client_id) = start.client_id.clone() else {
+    fn asked_to_start(&mut self, start: Wanted, reply: StartReply) {
+        let Some(client_id) = start.start.client_id.clone() else {
             self.start(start, reply);
             return;
         };
@@ -660,7 +689,8 @@ impl Driver {
         }
     }
 
-    fn start(&mut self, start: FlowStart, reply: StartReply) {
+    fn start(&mut self, wanted: Wanted, reply: StartReply) {
+        let Wanted { start, parent } = wanted;
         if let Err(refused) = self
             .parts
             .machine
@@ -674,7 +704,13 @@ impl Driver {
         self.starting.insert(flow, reply);
         self.parts.metrics.started.inc();
         let seed = self.parts.entropy.bytes();
-        self.feed(Event::Start { flow, start, seed });
+        let traced = self.parts.traces.is_on();
+        self.feed(Event::Start {
+            flow,
+            start,
+            trace: traced.then(|| FlowTrace::of(flow, parent)),
+            seed,
+        });
     }
 
     fn feed(&mut self, event: Event) {
@@ -701,6 +737,7 @@ impl Driver {
                         summary: Summary {
                             outcome: None,
                             recorded: false,
+                            span: None,
                         },
                         result: commit_stubbornly(&writer, unit).await,
                     }
@@ -763,6 +800,37 @@ impl Driver {
         }
     }
 
+    /// The span of a flow that ends with this step.
+    fn span_of(&self, step: &StepCommit) -> Option<Span> {
+        let outcome = step
+            .outcome
+            .as_ref()
+            .filter(|_| self.parts.traces.is_on())?;
+        let FlowTrace { own, parent } = self.parts.machine.trace(step.flow)?;
+        let view = self.parts.machine.view(step.flow)?;
+        let (kind, peer) = match &view.origin {
+            Origin::Peer { name } => (SpanKind::Server, Some(name.to_string())),
+            _ => (SpanKind::Internal, None),
+        };
+        let mut attributes = vec![("flow.id", step.flow.to_string())];
+        attributes.extend(peer.map(|peer| ("flow.counterparty", peer)));
+        attributes.extend(view.client_id.map(|id| ("flow.client.id", id.to_string())));
+        Some(Span {
+            trace: own.trace,
+            span: own.span,
+            parent: parent.map(|parent| parent.span),
+            name: view.class,
+            kind,
+            times: (view.started_at.as_micros(), 0),
+            attributes,
+            error: match outcome {
+                FlowOutcome::Completed { .. } => None,
+                FlowOutcome::Failed { error } => Some(error.clone()),
+                FlowOutcome::Killed => Some("killed by an operator".to_owned()),
+            },
+        })
+    }
+
     fn pool(&self, flow: FlowId) -> Pool {
         match self.parts.machine.class(flow) {
             Some((class, _)) if standard::is_system(class) => Pool::System,
@@ -785,6 +853,7 @@ impl Driver {
         let summary = Summary {
             outcome: step.outcome.clone(),
             recorded: !step.recordings.is_empty(),
+            span: self.span_of(&step).map(Box::new),
         };
         let writer = self.parts.writer.clone();
         self.commits.push(Box::pin(async move {
@@ -806,6 +875,10 @@ impl Driver {
         match (flow, result) {
             (flow, Ok(committed)) => {
                 self.parts.post.enqueued(committed.outgoing);
+                if let Some(mut span) = summary.span {
+                    span.times.1 = self.parts.clock.now_micros();
+                    self.parts.traces.record(*span);
+                }
                 if summary.recorded {
                     self.parts.host.recorded(&committed.vault_updates);
                 }

@@ -20,6 +20,7 @@ pub mod crypto_service;
 mod driver;
 mod host;
 mod instance;
+mod journeys;
 pub mod maintenance;
 mod metrics;
 pub mod network_map;

@@ -206,7 +206,7 @@ impl NodeOperations for Operations {
             );
             let started = self
                 .flows
-                .start(start)
+                .start_within(start, caller.trace.map(|trace| trace.own))
                 .await
                 .map_err(|error| match &error {
                     StartError::Refused(refused) => {

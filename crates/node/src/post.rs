@@ -28,6 +28,7 @@ use quorate_storage::{CommitError, Queued, Received, Reception, Store, UnitOfWor
 use tokio::sync::{mpsc, watch};
 
 use crate::driver::Flows;
+use crate::journeys::Journeys;
 use crate::metrics::PostMetrics;
 use crate::network_map::NetworkSnapshot;
 
@@ -70,6 +71,7 @@ pub(crate) struct Parts {
     /// The names of the node.
     pub(crate) own: BTreeSet<X500Name>,
     pub(crate) metrics: PostMetrics,
+    pub(crate) journeys: Journeys,
 }
 
 struct Inner {
@@ -85,6 +87,7 @@ struct Inner {
     tails: Mutex<Tails>,
     loopback: mpsc::Sender<()>,
     metrics: PostMetrics,
+    journeys: Journeys,
     /// Of everything that only the holder of the lease runs.
     shutdown: Shutdown,
 }
@@ -146,6 +149,7 @@ impl Post {
             network,
             own,
             metrics,
+            journeys,
         } = parts;
         let (loopback, wake) = mpsc::channel(1);
         let shutdown = tasks.shutdown().clone();
@@ -161,6 +165,7 @@ impl Post {
                 tails: Mutex::default(),
                 loopback,
                 metrics,
+                journeys,
                 shutdown: shutdown.clone(),
             }),
         };
@@ -250,6 +255,7 @@ impl Post {
     /// Messages that a commit has put into their queues.
     pub(crate) fn enqueued(&self, queued: Vec<Queued>) {
         let mut peers = BTreeSet::new();
+        self.inner.journeys.leave(&queued);
         {
             let mut tails = self.tails();
             for message in queued {
@@ -414,6 +420,7 @@ impl Post {
     }
 
     fn forget(&self, peer: &X500Name, up_to: u64) {
+        self.inner.journeys.arrived(peer, up_to);
         self.tails().forget(peer, up_to);
     }
 }
@@ -555,7 +562,11 @@ impl Inbound for Post {
                     envelopes.push(envelope);
                 }
             }
+            let arrivals = self.inner.journeys.arrivals(&envelopes);
             let outcome = self.receive(received, envelopes, None).await;
+            if outcome.is_ok() {
+                self.inner.journeys.taken(arrivals);
+            }
             timer.observe_duration();
             outcome.map_err(|error| match error {
                     CommitError::Refused(_) => Refusal::permanent(chain(&error)),

@@ -8,6 +8,7 @@
 //! * [`telemetry`]: log lines to console and file, with levels that can be changed while the process runs.
 //! * [`metrics`]: the registry behind `/metrics`.
 //! * [`http`] and [`operations`]: a small bounded HTTP server, and the operations endpoint on it.
+//! * [`traces`]: spans of OpenTelemetry, exported.
 //! * [`host`]: what the machine is called, and how it asks us to stop.
 //!
 //! This crate reads neither the environment nor the command line: whoever composes the process hands both down.
@@ -23,9 +24,11 @@ pub mod metrics;
 pub mod operations;
 pub mod tasks;
 pub mod telemetry;
+pub mod traces;
 
 pub use clock::{Clock, ManualClock};
 pub use config::Secret;
 pub use entropy::Entropy;
 pub use metrics::Metrics;
 pub use tasks::{Shutdown, Tasks};
+pub use traces::Traces;

@@ -188,7 +188,15 @@ impl Net {
         id[..8].copy_from_slice(&self.started.to_le_bytes());
         let flow = FlowId::from_bytes(id);
         let seed = self.seed();
-        self.handle(&party(name).name, Event::Start { flow, start, seed });
+        self.handle(
+            &party(name).name,
+            Event::Start {
+                flow,
+                start,
+                trace: None,
+                seed,
+            },
+        );
         flow
     }
 

@@ -13,6 +13,7 @@ use crate::error::HostError;
 use crate::ids::{ClientId, FlowId};
 use crate::journal::{HostRequest, Reply};
 use crate::message::Envelope;
+use crate::trace::FlowTrace;
 
 /// What flows can look up about the network without asking anybody.
 #[derive(Debug, Clone)]
@@ -203,6 +204,8 @@ pub enum Event {
         flow: FlowId,
         /// What to run.
         start: FlowStart,
+        /// Where it belongs, if it is traced.
+        trace: Option<FlowTrace>,
         /// 32 secret, unpredictable bytes.
         seed: [u8; 32],
     },

@@ -13,6 +13,7 @@ use crate::commit::{FlowStart, InboxId, Origin};
 use crate::ids::SessionId;
 use crate::message::{Envelope, SessionMessage};
 use crate::standard;
+use crate::trace::FlowTrace;
 
 /// Sessions that wait until flows may start again; beyond it sessions are refused.
 const MAX_HELD_SESSIONS: usize = 10_000;
@@ -201,6 +202,9 @@ impl Machine {
         let (id, peer) = (envelope.session, envelope.sender);
         let mut header = self.header();
         header.me = me;
+        header.trace = envelope
+            .trace
+            .map(|parent| FlowTrace::of(flow, Some(parent)));
         header.sessions.insert(
             id,
             SessionState {

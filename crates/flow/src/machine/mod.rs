@@ -38,6 +38,7 @@ use crate::journal::Entry;
 use crate::message::Owner;
 use crate::registry::{Body, FlowRegistry};
 use crate::standard;
+use crate::trace::FlowTrace;
 
 pub use interface::{
     Action, Event, FlowTimeout, FlowView, Limits, RetryPolicy, SigningRetries, StartRefused,
@@ -288,6 +289,11 @@ impl Machine {
         self.runs.get(&flow).map(|run| run.view(flow))
     }
 
+    /// Where a flow belongs, if it is traced.
+    pub fn trace(&self, flow: FlowId) -> Option<FlowTrace> {
+        self.runs.get(&flow)?.trace()
+    }
+
     /// The registered name of a flow, and whether it answers another party's.
     pub fn class(&self, flow: FlowId) -> Option<(&str, bool)> {
         let run = self.runs.get(&flow)?;
@@ -298,7 +304,12 @@ impl Machine {
     pub fn handle(&mut self, now: Timestamp, event: Event) -> Vec<Action> {
         let mut out = Vec::new();
         match event {
-            Event::Start { flow, start, seed } => self.on_start(now, flow, start, seed, &mut out),
+            Event::Start {
+                flow,
+                start,
+                trace,
+                seed,
+            } => self.on_start(now, flow, start, trace, seed, &mut out),
             Event::Restore { checkpoint, seed } => {
                 self.on_restore(now, *checkpoint, seed, &mut out);
             }
@@ -331,13 +342,16 @@ impl Machine {
         now: Timestamp,
         flow: FlowId,
         start: FlowStart,
+        trace: Option<FlowTrace>,
         seed: [u8; 32],
         out: &mut Vec<Action>,
     ) {
         if self.runs.contains_key(&flow) {
             return;
         }
-        let base = Base::Known(Box::new(self.header()));
+        let mut header = self.header();
+        header.trace = trace;
+        let base = Base::Known(Box::new(header));
         self.admit(flow, Run::new(start, base, seed, now));
         self.build(now, flow, VecDeque::new(), out);
     }
@@ -536,6 +550,7 @@ impl Machine {
             flow,
             me: header.me,
             owner: self.owner.clone(),
+            trace: header.trace,
             registry: Arc::clone(&self.registry),
             surroundings: Arc::clone(&self.surroundings),
             now: Timestamp::EPOCH,

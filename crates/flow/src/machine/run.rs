@@ -15,6 +15,7 @@ use crate::journal::{ENTRY_VERSION, Entry, decode_entry, decode_versioned};
 use crate::message::SessionMessage;
 use crate::registry::Body;
 use crate::standard;
+use crate::trace::FlowTrace;
 
 /// A flow's header, as its checkpoint keeps it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,6 +27,8 @@ pub(super) struct Header {
     /// The deadline of the operation that the flow waits in.
     pub(super) deadline: Option<(u32, Timestamp)>,
     pub(super) ailment: Option<Ailment>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) trace: Option<FlowTrace>,
 }
 
 impl Header {
@@ -38,6 +41,7 @@ impl Header {
             next_session: 0,
             deadline: None,
             ailment: None,
+            trace: None,
         }
     }
 
@@ -339,6 +343,15 @@ impl Run {
         }
         own.push_back(mail);
         Verdict::Kept
+    }
+
+    /// Where it belongs, if it is traced.
+    pub(super) fn trace(&self) -> Option<FlowTrace> {
+        match (&self.active, &self.base) {
+            (Some(active), _) => active.cell().trace,
+            (None, Base::Known(header)) => header.trace,
+            (None, Base::Unreadable(_)) => None,
+        }
     }
 
     /// The flow as operators see it.

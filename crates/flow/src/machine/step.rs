@@ -186,6 +186,7 @@ impl Machine {
             next_session: cell.next_session,
             deadline,
             ailment: None,
+            trace: cell.trace,
         };
         let progress = cell.progress.take();
         if progress.is_some() {

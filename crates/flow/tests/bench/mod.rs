@@ -364,7 +364,12 @@ impl Bench {
             started_at: self.now,
         };
         let seed = [id; 32];
-        let actions = self.handle(Event::Start { flow, start, seed });
+        let actions = self.handle(Event::Start {
+            flow,
+            start,
+            trace: None,
+            seed,
+        });
         (flow, actions)
     }
 

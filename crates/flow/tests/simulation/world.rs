@@ -760,7 +760,15 @@ impl World {
                             started_at: self.now,
                         };
                         let (flow, seed) = (FlowId::from_bytes(self.rng.bytes()), self.rng.bytes());
-                        self.feed(node, Event::Start { flow, start, seed });
+                        self.feed(
+                            node,
+                            Event::Start {
+                                flow,
+                                start,
+                                trace: None,
+                                seed,
+                            },
+                        );
                     }
                     Err(StartRefused::Draining | StartRefused::Busy { .. }) => {}
                     Err(refused) => panic!("{refused}"),

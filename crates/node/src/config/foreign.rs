@@ -108,10 +108,6 @@ const WITHOUT_EFFECT: &[(&[&str], &str)] = &[
         "the application decides which flow answers which",
     ),
     (
-        &["telemetry"],
-        "metrics are served at operations.address and nothing is sent elsewhere",
-    ),
-    (
         &["custom"],
         "applications take their configuration from elsewhere",
     ),

@@ -176,6 +176,7 @@ impl World {
                 network,
                 own: BTreeSet::from([me.clone()]),
                 metrics: crate::metrics::PostMetrics::new(&metrics),
+                journeys: crate::journeys::Journeys::new(Traces::off(), clock.clone()),
             },
             &tasks,
         );
@@ -197,6 +198,7 @@ impl World {
             clock,
             entropy: Entropy::system(),
             metrics: FlowMetrics::new(&metrics),
+            traces: Traces::off(),
             tasks: tasks.clone(),
         };
         tasks.spawn("flows", Driver::new(parts, intake).run(Vec::new()));

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use quorate_flow::FlowTrace;
 use quorate_identity::SecureHash;
 use quorate_rpc::{ErrorCode, Method, Password, RpcError};
 
@@ -138,6 +139,8 @@ pub struct Caller {
     pub origin: String,
     /// By which interface.
     pub interface: &'static str,
+    /// The span of this call, if it is traced, and what caused it.
+    pub trace: Option<FlowTrace>,
     permissions: Arc<Permissions>,
 }
 
@@ -358,6 +361,7 @@ impl Gatekeeper {
                     user,
                     origin: connection.peer.to_string(),
                     interface,
+                    trace: None,
                     permissions,
                 };
                 *verified = Some((proof, caller.clone()));

@@ -6,11 +6,14 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use quorate_flow::{FlowTrace, TraceContext};
 use quorate_identity::{Party, X500Name};
 use quorate_ledger::vault::{Cursor, VaultQuery};
 use quorate_ledger::{AttachmentId, Timestamp, TxId};
 use quorate_rpc::api;
 use quorate_rpc::{ErrorCode, Method, RpcError};
+use quorate_runtime::traces::{Span, SpanKind};
+use quorate_runtime::{Clock, Entropy, Traces};
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -40,6 +43,9 @@ pub struct Desk {
     waits: Arc<Semaphore>,
     legal_name: X500Name,
     release: String,
+    traces: Traces,
+    entropy: Entropy,
+    clock: Clock,
 }
 
 impl Desk {
@@ -57,6 +63,9 @@ impl Desk {
             waits: Arc::new(Semaphore::new(MAX_WAITS)),
             legal_name: options.legal_name,
             release: options.release,
+            traces: options.traces,
+            entropy: options.entropy,
+            clock: options.clock,
         }
     }
 
@@ -79,10 +88,16 @@ impl Desk {
         authorization: Option<&[u8]>,
         interface: &'static str,
         what: &str,
+        traceparent: Option<&[u8]>,
     ) -> Result<Caller, RpcError> {
-        let who = self
+        let mut who = self
             .gate
             .identify(connection, authorization, interface, Instant::now());
+        if let Ok(caller) = &mut who
+            && self.traces.is_on()
+        {
+            caller.trace = Some(self.trace(traceparent));
+        }
         if let Err(error) = &who
             // The first request of a browser carries no credentials, and is answered with 401.
             && authorization.is_some()
@@ -156,9 +171,44 @@ impl Desk {
         about: Option<&str>,
         work: impl Future<Output = Result<T, RpcError>>,
     ) -> Result<T, RpcError> {
+        let began = self.clock.now_micros();
         let outcome = work.await;
         record(caller, method.name(), about, &outcome);
+        if let Some(trace) = &caller.trace {
+            let mut attributes = vec![
+                ("rpc.system", "quorate".to_owned()),
+                ("rpc.service", caller.interface.to_owned()),
+                ("rpc.method", method.name().to_owned()),
+                ("enduser.id", caller.user.to_string()),
+            ];
+            attributes.extend(about.map(|about| ("rpc.about", about.to_owned())));
+            self.traces.record(Span {
+                trace: trace.own.trace,
+                span: trace.own.span,
+                parent: trace.parent.map(|parent| parent.span),
+                name: method.name().to_owned(),
+                kind: SpanKind::Server,
+                times: (began, self.clock.now_micros()),
+                attributes,
+                error: outcome.as_ref().err().map(|error| error.code.to_string()),
+            });
+        }
         outcome
+    }
+
+    /// The span of a call, in the trace that the caller names, if it names one.
+    fn trace(&self, traceparent: Option<&[u8]>) -> FlowTrace {
+        let parent = traceparent.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+        let parent: Option<TraceContext> = parent;
+        let drawn: [u8; 32] = self.entropy.bytes();
+        let (mut trace, mut span) = ([0; 16], [0; 8]);
+        trace.copy_from_slice(&drawn[..16]);
+        span.copy_from_slice(&drawn[16..24]);
+        let trace = parent.map_or(trace, |parent| parent.trace);
+        FlowTrace {
+            own: TraceContext { trace, span },
+            parent,
+        }
     }
 
     fn room(&self, places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, RpcError> {

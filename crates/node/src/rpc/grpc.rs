@@ -136,12 +136,14 @@ impl Edge {
             .get::<access::Connection>()
             .ok_or_else(|| RpcError::internal("the connection has no address").to_status())?;
         let authorization = request.metadata().get("authorization");
+        let traceparent = request.metadata().get("traceparent");
         self.desk
             .identify(
                 connection,
                 authorization.map(|value| value.as_bytes()),
                 GRPC_INTERFACE,
                 what,
+                traceparent.map(|value| value.as_bytes()),
             )
             .map_err(|error| error.to_status())
     }

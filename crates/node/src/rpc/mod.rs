@@ -22,6 +22,7 @@ use quorate_ledger::vault::{Cursor, VaultQuery};
 use quorate_ledger::{AttachmentId, Timestamp, TxId};
 use quorate_rpc::RpcError;
 use quorate_rpc::api;
+use quorate_runtime::{Clock, Entropy, Traces};
 
 pub use access::{Caller, RpcUser, Users, UsersError};
 pub use desk::{Desk, MAX_CALL_TIME, MAX_CALLS, MAX_WAIT, MAX_WAITS};
@@ -195,6 +196,12 @@ pub struct RpcOptions {
     pub legal_name: X500Name,
     /// Release of the software, for clients and the status page.
     pub release: String,
+    /// Takes a span of each call.
+    pub traces: Traces,
+    /// Where the ids of spans come from.
+    pub entropy: Entropy,
+    /// What they are timed by.
+    pub clock: Clock,
 }
 
 /// The check-in desk for these users in front of a node; share one between both edges, so that

@@ -210,10 +210,11 @@ impl FromRequestParts<Web> for Who {
             .get::<access::Connection>()
             .ok_or_else(|| RpcError::internal("the connection has no address"))?;
         let authorization = parts.headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
+        let traceparent = parts.headers.get("traceparent").map(HeaderValue::as_bytes);
         let path = parts.uri.path();
-        let caller = web
-            .desk
-            .identify(connection, authorization, WEB_INTERFACE, path)?;
+        let caller =
+            web.desk
+                .identify(connection, authorization, WEB_INTERFACE, path, traceparent)?;
         Ok(Self(caller))
     }
 }

@@ -15,5 +15,6 @@ mod notaries;
 mod operators;
 mod payments;
 mod releases;
+mod traces;
 mod web;
 mod world;

@@ -17,7 +17,7 @@ use quorate_node::rpc::{
 };
 use quorate_rpc::api::*;
 use quorate_rpc::{ErrorCode, Options, Password, RpcError};
-use quorate_runtime::Tasks;
+use quorate_runtime::{Clock, Entropy, Tasks, Traces};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -531,6 +531,9 @@ impl Instance {
             users: users(),
             legal_name: party("PartyA").name,
             release: "0.1.0".into(),
+            traces: Traces::off(),
+            entropy: Entropy::system(),
+            clock: Clock::system(),
         };
         let desk = rpc::desk(node.clone(), options);
         let tasks = Tasks::new("test");
