@@ -23,7 +23,7 @@ use crate::security::Security;
 use crate::service::Shared;
 use crate::tunnel::STEP_TIMEOUT;
 use crate::tunnel::control::Signatory;
-use crate::tunnel::frame::{Answer, Arrival, Opening, Service, write_frame};
+use crate::tunnel::frame::{Answer, Arrival, Opening, Service, plain, write_frame};
 use crate::tunnel::hub::Hub;
 
 /// The bridges of a node.
@@ -115,7 +115,7 @@ impl Bridge {
             (Ok(name), Ok(from)) => (name, from),
             (judged, _) => {
                 let reason = judged.err().unwrap_or_else(|| "no address".to_owned());
-                tracing::warn!(%bridge, from = arrival.from.escape_debug().to_string(), "refused a peer that came through the firewall: {reason}");
+                tracing::warn!(%bridge, from = plain(&arrival.from), "refused a peer that came through the firewall: {reason}");
                 let refusal = Answer::Failed(reason);
                 let refused = write_frame(&mut stream, &refusal);
                 let _ = timeout(STEP_TIMEOUT, refused).await;

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use quorate_testkit::postgres;
-use tokio::time::{Instant, sleep};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::network::{Engine, Network, NodePlan, free_port, get, run};
 use crate::support::payments::{Load, Payer, issue};
@@ -90,6 +91,13 @@ impl Firewall {
         Ok(())
     }
 
+    fn signal(&self, signal: Signal) -> Result<()> {
+        if let Some(child) = &self.child {
+            kill_process(Pid::from_child(child), signal)?;
+        }
+        Ok(())
+    }
+
     /// Waits until peers can come through.
     async fn ready(&self) -> Result<()> {
         let what = format!("{} is ready", self.label);
@@ -152,9 +160,15 @@ async fn kills_of_floats_and_bridges_lose_and_double_nothing_on_postgres() -> Re
     kills(Engine::Postgres, wanted("QUORATE_FAULT_PAYMENTS", 60)?).await
 }
 
-async fn kills(engine: Engine, payments: u64) -> Result<()> {
-    let _alone = Alone::on_this_machine()?;
-    let mut chance = Chance::new("firewall")?;
+/// Two parties behind firewalls, a notary that is not, and all of them at work.
+struct Stage {
+    // Dropped in this order.
+    firewalls: Vec<Firewall>,
+    network: Network,
+    _keys: tempfile::TempDir,
+}
+
+async fn stage(engine: Engine) -> Result<Stage> {
     let keys = tempfile::tempdir()?;
     let password = keys.path().join("password");
     fs::write(&password, format!("{PASSWORD}\n"))?;
@@ -233,17 +247,31 @@ async fn kills(engine: Engine, payments: u64) -> Result<()> {
     for firewall in &firewalls {
         firewall.ready().await?;
     }
+    Ok(Stage {
+        firewalls,
+        network,
+        _keys: keys,
+    })
+}
 
-    let [from_a, from_b] = [("PartyA", "PartyB"), ("PartyB", "PartyA")];
-    let payer = |network: &mut Network, (payer, payee), prefix| -> Result<Payer> {
-        Ok(Payer {
-            client: network.client(payer)?,
-            recipient: network.machine(payee).name.clone(),
-            prefix,
-        })
-    };
-    let a = payer(&mut network, from_a, "from-a")?;
-    let b = payer(&mut network, from_b, "from-b")?;
+fn payer(network: &mut Network, payer: &str, payee: &str, prefix: &'static str) -> Result<Payer> {
+    Ok(Payer {
+        client: network.client(payer)?,
+        recipient: network.machine(payee).name.clone(),
+        prefix,
+    })
+}
+
+async fn kills(engine: Engine, payments: u64) -> Result<()> {
+    let _alone = Alone::on_this_machine()?;
+    let mut chance = Chance::new("firewall")?;
+    let Stage {
+        mut firewalls,
+        mut network,
+        _keys,
+    } = stage(engine).await?;
+    let a = payer(&mut network, "PartyA", "PartyB", "from-a")?;
+    let b = payer(&mut network, "PartyB", "PartyA", "from-b")?;
     issue(&a.client, COINS, EACH).await?;
     issue(&b.client, COINS, EACH).await?;
 
@@ -321,6 +349,40 @@ async fn kills(engine: Engine, payments: u64) -> Result<()> {
             float.label
         );
     }
+    firewalls.clear();
+    network.finish().await
+}
+
+/// How long a payment may take while something on its way hangs: both signs of life have to be missed for ten seconds.
+const HANG: Duration = Duration::from_secs(45);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_or_float_that_hangs_is_left_for_the_other() -> Result<()> {
+    let _alone = Alone::on_this_machine()?;
+    let Stage {
+        mut firewalls,
+        mut network,
+        _keys,
+    } = stage(Engine::Sqlite).await?;
+    let a = payer(&mut network, "PartyA", "PartyB", "from-a")?;
+    issue(&a.client, COINS, EACH).await?;
+    let mut settled = vec![a.pay(0, 100).await?];
+    for (number, label) in (1..).zip(["float-1", "bridge-1", "float-2", "bridge-2"]) {
+        let victim = firewalls.iter().find(|firewall| firewall.label == label);
+        let victim = victim.context("it is one of them")?;
+        victim.signal(Signal::STOP)?;
+        let paid = timeout(HANG, a.pay(number, 100)).await;
+        victim.signal(Signal::CONT)?;
+        let paid = paid.with_context(|| format!("no payment while {label} hangs"))??;
+        println!("while {label} hangs, a payment takes {}", millis(paid.took));
+        settled.push(paid);
+        for firewall in &firewalls {
+            firewall.ready().await?;
+        }
+    }
+    books::at_rest(&network).await?;
+    let issued = [("PartyA", COINS as i64 * EACH)];
+    books::reconcile(&network, &issued, &[("PartyA", "PartyB", &settled)]).await?;
     firewalls.clear();
     network.finish().await
 }

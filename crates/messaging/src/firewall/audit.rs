@@ -139,12 +139,13 @@ impl Audit {
             refusals.told += 1;
             std::mem::take(&mut refusals.untold)
         };
-        tracing::info!(
-            direction = way.text(),
-            address,
-            peer = peer.map(tracing::field::display),
-            "refused: {reason}"
-        );
+        // Strangers and probes come all the time; here is for who reads the log of a process that does its work.
+        match peer {
+            Some(peer) => {
+                tracing::info!(direction = way.text(), address, %peer, "refused: {reason}");
+            }
+            None => tracing::debug!(direction = way.text(), address, "refused: {reason}"),
+        }
         let mut facts = self.facts("refused", way);
         facts.insert("address".into(), address.into());
         if let Some(peer) = peer {

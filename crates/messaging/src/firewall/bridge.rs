@@ -42,12 +42,16 @@ pub(super) struct Bridge {
     pub(super) clock: CertificateClock,
     pub(super) audit: Arc<Audit>,
     pub(super) lifetime: Option<Duration>,
+    /// Whether the float is in this process, and has told of a peer that arrives already.
+    with_float: bool,
     /// Links to floats that are up.
     pub(super) floats: watch::Sender<usize>,
 }
 
 /// A node that is linked.
 struct Node {
+    /// Grows with every link. Of two machines of one node the newer one serves: the other has stopped, or hangs.
+    turn: u64,
     reach: Reach,
     control: Arc<Control>,
     services: Vec<Service>,
@@ -60,6 +64,7 @@ impl Bridge {
         clock: CertificateClock,
         audit: Arc<Audit>,
         lifetime: Option<Duration>,
+        with_float: bool,
     ) -> Arc<Self> {
         Arc::new(Self {
             nodes: Mutex::default(),
@@ -69,6 +74,7 @@ impl Bridge {
             clock,
             audit,
             lifetime,
+            with_float,
             floats: watch::Sender::new(0),
         })
     }
@@ -97,10 +103,13 @@ impl Bridge {
     }
 
     fn node_of(&self, key: SecureHash) -> Option<(Reach, Arc<Control>, Service)> {
-        lock(&self.nodes).values().find_map(|node| {
+        let nodes = lock(&self.nodes);
+        let serving = nodes.values().filter_map(|node| {
             let service = node.services.iter().find(|service| service.key() == key)?;
-            Some((node.reach.clone(), node.control.clone(), service.clone()))
-        })
+            Some((node, service))
+        });
+        let (node, service) = serving.max_by_key(|(node, _)| node.turn)?;
+        Some((node.reach.clone(), node.control.clone(), service.clone()))
     }
 
     /// A float has a peer for one of our nodes.
@@ -114,7 +123,9 @@ impl Bridge {
                 (Answer::Opened { certificates }, Some(opened))
             }
             Err(reason) => {
-                self.audit.refused(Way::In, &address, None, &reason);
+                if !self.with_float {
+                    self.audit.refused(Way::In, &address, None, &reason);
+                }
                 (Answer::Failed(reason), None)
             }
         };
@@ -123,13 +134,17 @@ impl Bridge {
             return;
         };
         let identity = service.path.leaf().subject();
-        let connection = self
-            .audit
-            .connected(Way::In, &address, &peer, identity, began.elapsed());
+        let connection = (!self.with_float).then(|| {
+            let took = began.elapsed();
+            self.audit
+                .connected(Way::In, &address, &peer, identity, took)
+        });
         // The float has looked at the frames; but it stands outside.
         let guard = Guard::relay(Side::Receiver, service.max_message);
         let piped = pipe(float, node, guard, self.lifetime).await;
-        connection.ended(&piped);
+        if let Some(connection) = connection {
+            connection.ended(&piped);
+        }
     }
 
     /// Judges who the peer is, and announces it to the node that it wants.
@@ -237,12 +252,16 @@ pub(super) struct NodeLink {
 
 impl Owner for NodeLink {
     fn linked(self: Arc<Self>, control: Arc<Control>) -> Arc<dyn Office> {
+        let mut nodes = lock(&self.bridge.nodes);
+        let newest = nodes.values().map(|node| node.turn).max();
         let node = Node {
+            turn: newest.map_or(0, |newest| newest + 1),
             reach: self.reach.clone(),
             control,
             services: Vec::new(),
         };
-        lock(&self.bridge.nodes).insert(self.index, node);
+        nodes.insert(self.index, node);
+        drop(nodes);
         Arc::new(NodeOffice {
             bridge: self.bridge.clone(),
             index: self.index,
@@ -409,7 +428,7 @@ mod tests {
         let (clock, _) = Clock::manual(0);
         let audit = Audit::new(clock, None, Vec::new(), &Metrics::new());
         let now: CertificateClock = Arc::new(|| UnixTime(0));
-        let bridge = Bridge::new(None, Duration::ZERO, now, Arc::new(audit), None);
+        let bridge = Bridge::new(None, Duration::ZERO, now, Arc::new(audit), None, false);
         let office = FloatOffice { bridge };
         let ask = |words: &[u8]| {
             let mut message = vec![b' '; 64];

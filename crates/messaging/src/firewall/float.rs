@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use quorate_identity::tls::peer_refusal;
 use quorate_identity::{
     Certificate, Clock as CertificateClock, Identity, SigningKey, TlsParty, X500Name,
 };
@@ -124,7 +125,7 @@ impl Float {
             Some(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return refused(None, "it left before its TLS handshake was finished");
             }
-            Some(Err(error)) => return refused(None, &error.to_string()),
+            Some(Err(error)) => return refused(None, &reason_of(&error)),
             None => return refused(None, "its TLS handshake was not finished in time"),
         };
         let most = self.max_connections;
@@ -216,6 +217,15 @@ impl Float {
         let piped = pipe(tls, inside, guard, self.lifetime).await;
         connection.ended(&piped);
     }
+}
+
+/// Why a handshake failed: our own reason, if it was we who refused.
+fn reason_of(error: &io::Error) -> String {
+    let refusal = error
+        .get_ref()
+        .and_then(|cause| cause.downcast_ref::<rustls::Error>())
+        .and_then(peer_refusal);
+    refusal.map_or_else(|| error.to_string(), |refusal| chain(refusal))
 }
 
 /// What is shown in handshakes in the name of `service`, with signatures made elsewhere.

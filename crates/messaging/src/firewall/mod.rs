@@ -9,7 +9,7 @@
 //! node, and nobody on the way; so the death of a float or bridge is to a peer what a broken cable is.
 //!
 //! [`Configuration`] is `firewall.conf`, [`Firewall`] the service. `float` and `bridge` are the two sides, `proxy` the
-//! way out, `audit` what is written down; what they speak with each other is in [`crate::tunnel`].
+//! way out, `audit` what is written down; what they speak with each other is in `tunnel`.
 
 mod audit;
 mod bridge;
@@ -229,6 +229,7 @@ impl Firewall {
                     certificate_clock.clone(),
                     audit.clone(),
                     configuration.connection_ttl,
+                    float.is_some(),
                 );
                 Some(BridgeSide {
                     bridge,

@@ -239,8 +239,15 @@ impl<S: Stream> Hub<S> {
     }
 
     fn control_for(&self, key: SecureHash) -> Option<Arc<Control>> {
-        let links = lock(&self.links);
-        let link = links.of.values().find(|link| link.serves(Some(key)))?;
+        let mut links = lock(&self.links);
+        links.turn = links.turn.wrapping_add(1);
+        let serving: Vec<_> = links
+            .of
+            .values()
+            .filter(|link| link.serves(Some(key)))
+            .collect();
+        // In turn: one of them may hang.
+        let link = serving.get(links.turn % serving.len().max(1))?;
         Some(link.control.clone())
     }
 }
