@@ -251,74 +251,230 @@ fn a_deposed_leader_gives_what_it_took_over_to_the_next() {
     }
 }
 
-/// Loss, delay, partitions, crashes with torn disks: safety while they rage, liveness after they cease.
+/// Loss, delay, duplication, partitions, crashes with torn and failing disks, changes of the configuration and of the
+/// consenters: safety while they rage, liveness after they cease.
+///
+/// A failure names its seed; `QUORATE_SEED=n cargo test -p quorate-orderer --test channel one_seed -- --nocapture` runs it alone.
+/// `QUORATE_MORE=10` tries ten times as many.
 #[test]
 fn chains_agree_whatever_happens() {
-    let seeds = 60;
-    for seed in 0..seeds {
-        let mut world = World::new(1000 + seed);
-        world.loss = seed % 4 * 5;
-        world.delay = 3 + seed % 5 * 20;
-        let mut sent = Vec::new();
-        let mut number = 0_u64;
-        for _ in 0..60 {
-            let fate = world.dice.below(20);
-            let victim = world.dice.below(3) + 1;
-            match fate {
-                0 if world.down.is_empty() => world.crash(victim),
-                1 | 2 => {
-                    if let Some(id) = world.down.keys().next().copied() {
-                        world.restart(id);
+    let seeds = 2_000 * quorate_testkit::hostile::more() as u64;
+    std::thread::scope(|scope| {
+        for half in 0..2 {
+            scope.spawn(move || {
+                for seed in (0..seeds).filter(|seed| seed % 2 == half) {
+                    let run = std::panic::catch_unwind(|| storm(seed));
+                    if let Err(panic) = run {
+                        println!("QUORATE_SEED={seed}");
+                        std::panic::resume_unwind(panic);
                     }
                 }
-                3 => world.cut_off(victim),
-                4 | 5 => world.cut.clear(),
-                _ => {
-                    for _ in 0..world.dice.below(8) {
-                        number += 1;
-                        let ids: Vec<u64> = world.nodes.keys().copied().collect();
-                        let node = ids[world.dice.below(ids.len() as u64) as usize];
-                        let ack = if number.is_multiple_of(3) {
-                            Ack::Enqueued
-                        } else {
-                            Ack::Committed
-                        };
-                        let envelope = world.envelope(&number.to_be_bytes());
-                        sent.push((
-                            envelope.encoded().clone(),
-                            world.submit(node, envelope, ack),
-                            ack,
-                        ));
-                    }
+            });
+        }
+    });
+}
+
+#[test]
+fn one_seed() {
+    if let Ok(seed) = std::env::var("QUORATE_SEED") {
+        storm(seed.parse().unwrap());
+    }
+}
+
+/// The recorded updates of the configuration that are sent in a storm, in their order.
+const UPDATES: [&str; 4] = [
+    "01-batch-size",
+    "02-batch-timeout-by-org1-client",
+    "03-orderer-addresses",
+    "04-add-consenter-orderer3",
+];
+
+struct Sent {
+    envelope: bytes::Bytes,
+    outcome: usize,
+    ack: Ack,
+}
+
+struct Storm {
+    world: World,
+    sent: Vec<Sent>,
+    number: u64,
+    /// Outcomes of updates, and which.
+    updates: Vec<(usize, usize)>,
+}
+
+impl Storm {
+    fn new(seed: u64) -> Self {
+        let mut world = match seed % 5 {
+            // Snapshots come often.
+            0 => World::with_genesis(1000 + seed, genesis_with_snapshots_every(4_000)),
+            _ => World::new(1000 + seed),
+        };
+        world.loss = seed % 4 * 5;
+        world.duplicates = seed % 3 * 10;
+        world.delay = 3 + seed % 7 * 20;
+        Self {
+            world,
+            sent: Vec::new(),
+            number: 0,
+            updates: Vec::new(),
+        }
+    }
+
+    fn send(&mut self, count: u64) {
+        for _ in 0..count {
+            let ids: Vec<u64> = self.world.nodes.keys().copied().collect();
+            if ids.is_empty() {
+                return;
+            }
+            self.number += 1;
+            let node = ids[self.world.dice.below(ids.len() as u64) as usize];
+            let ack = if self.number.is_multiple_of(3) {
+                Ack::Enqueued
+            } else {
+                Ack::Committed
+            };
+            let envelope = self.world.envelope(&self.number.to_be_bytes());
+            self.sent.push(Sent {
+                envelope: envelope.encoded().clone(),
+                outcome: self.world.submit(node, envelope, ack),
+                ack,
+            });
+        }
+    }
+
+    /// Sends the next update to somebody.
+    fn update(&mut self) {
+        let ids: Vec<u64> = self.world.nodes.keys().copied().collect();
+        if ids.is_empty() {
+            return;
+        }
+        let node = ids[self.world.dice.below(ids.len() as u64) as usize];
+        let Some(view) = &self.world.nodes[&node].view else {
+            return;
+        };
+        let next = view.config.sequence() as usize;
+        if let Some(name) = UPDATES.get(next)
+            && let Ok(outcome) = self.world.update(node, &recorded_update(name))
+        {
+            self.updates.push((outcome, next));
+        }
+    }
+
+    /// A consenter that was added comes to life.
+    fn welcome(&mut self) {
+        if self.world.nodes.contains_key(&4) || self.world.down.contains_key(&4) {
+            return;
+        }
+        let knows = |id: &u64| {
+            let view = self.world.nodes[id].view.as_ref();
+            view.is_some_and(|view| view.consenters.contains(&4))
+        };
+        if let Some(source) = self.world.nodes.keys().copied().find(|id| knows(id)) {
+            self.world.join(4, source);
+        }
+    }
+
+    fn strike(&mut self) {
+        let world = &mut self.world;
+        let victim = world.dice.below(4) + 1;
+        let alive = world.nodes.contains_key(&victim);
+        match world.dice.below(24) {
+            0 if world.down.is_empty() && alive => world.crash(victim),
+            1 | 2 => {
+                if let Some(id) = world.down.keys().next().copied() {
+                    world.restart(id);
                 }
             }
-            let pause = world.dice.below(900);
-            world.pass(pause);
-            world.check_chains();
+            3 => world.cut_off(victim),
+            4 | 5 => world.cut.clear(),
+            6 if world.down.is_empty() => world.break_disk(victim),
+            7 if world.dice.chance(10) => {
+                let all: Vec<u64> = world.nodes.keys().copied().collect();
+                all.into_iter().for_each(|id| world.crash(id));
+            }
+            8 => self.update(),
+            _ => {
+                let count = world.dice.below(8);
+                self.send(count);
+            }
         }
+    }
+
+    fn calm_down(&mut self) {
+        let world = &mut self.world;
         world.loss = 0;
+        world.duplicates = 0;
         world.cut.clear();
+        for node in world.nodes.values() {
+            node.mend();
+        }
         while let Some(id) = world.down.keys().next().copied() {
             world.restart(id);
         }
-        world.until("recovery", 60, |world| {
-            elected(world) && world.heights().len() == 1
-        });
-        let leader = world.leader().unwrap();
-        let envelope = world.envelope(b"last");
-        let last = world.submit(leader, envelope, Ack::Committed);
-        world.until("an answer after everything", 20, |world| {
-            world.outcomes[last] == Outcome::Acknowledged
-        });
-        world.until("all followers", 20, |world| world.heights().len() == 1);
-        world.check_chains();
-        let ordered = world.ordered();
-        for (envelope, outcome, ack) in &sent {
-            let times = ordered.get(envelope).copied().unwrap_or(0);
-            assert!(times <= 1, "seed {seed}: ordered {times} times");
-            if *ack == Ack::Committed && world.outcomes[*outcome] == Outcome::Acknowledged {
-                assert_eq!(times, 1, "seed {seed}: acknowledged and lost");
-            }
+    }
+}
+
+fn storm(seed: u64) {
+    let mut storm = Storm::new(seed);
+    for _ in 0..60 {
+        storm.strike();
+        storm.welcome();
+        let pause = storm.world.dice.below(900);
+        storm.world.pass(pause);
+    }
+    storm.world.check_chains();
+    storm.calm_down();
+    for _ in 0..60 {
+        storm.welcome();
+        storm.world.pass(1_000);
+        let world = &storm.world;
+        if elected(world) && world.heights().len() == 1 {
+            break;
+        }
+    }
+    let Storm {
+        mut world,
+        sent,
+        updates,
+        ..
+    } = storm;
+    world.until("recovery", 1, |world| {
+        elected(world) && world.heights().len() == 1
+    });
+    let leader = world.leader().unwrap();
+    let envelope = world.envelope(b"last");
+    let last = world.submit(leader, envelope, Ack::Committed);
+    world.until("an answer after everything", 20, |world| {
+        world.outcomes[last] == Outcome::Acknowledged
+    });
+    world.until("all followers", 20, |world| world.heights().len() == 1);
+    world.check_chains();
+    let ordered = world.ordered();
+    for Sent {
+        envelope,
+        outcome,
+        ack,
+    } in &sent
+    {
+        let times = ordered.get(envelope).copied().unwrap_or(0);
+        assert!(times <= 1, "seed {seed}: ordered {times} times");
+        if *ack == Ack::Committed && world.outcomes[*outcome] == Outcome::Acknowledged {
+            assert_eq!(times, 1, "seed {seed}: acknowledged and lost");
+        }
+    }
+    let sequence = world.nodes[&leader]
+        .view
+        .as_ref()
+        .unwrap()
+        .config
+        .sequence();
+    for (outcome, update) in updates {
+        if world.outcomes[outcome] == Outcome::Acknowledged {
+            assert!(
+                sequence > update as u64,
+                "seed {seed}: an acknowledged update is lost"
+            );
         }
     }
 }

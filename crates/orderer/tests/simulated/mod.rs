@@ -8,21 +8,21 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
-use quorate_consensus::simulation::{Dice, SimDisk};
-use quorate_consensus::{Group, GroupId, Log, LogOptions, Options};
+use quorate_consensus::simulation::{Dice, Fault, SimDisk};
+use quorate_consensus::{Group, GroupId, Log, LogOptions, Options, Write};
 use quorate_fabric::block;
 use quorate_fabric::config::ChannelConfig;
 use quorate_fabric::envelope::{self, RawEnvelope};
 use quorate_fabric::msp::LocalMsp;
 use quorate_fabric::proto::common::{
-    Block, BlockData, ChannelHeader, ConfigEnvelope, HeaderType, Payload,
+    Block, BlockData, BlockHeader, ChannelHeader, ConfigEnvelope, HeaderType, Payload,
 };
-use quorate_fabric::proto::etcdraft::ConfigMetadata;
+use quorate_fabric::proto::etcdraft::{BlockMetadata, ConfigMetadata};
 use quorate_fabric::proto::orderer::ConsensusType;
 use quorate_identity::UnixTime;
 use quorate_orderer::channel::core::{
@@ -72,9 +72,18 @@ pub(crate) struct Node {
     pub(crate) asked: u64,
     log: Log,
     disk: Arc<SimDisk>,
+    /// What the log's thread has not begun to write.
+    unwritten: VecDeque<(Option<u64>, Write)>,
     waiting: VecDeque<(Ticket, Submission)>,
     /// Incarnation: what was under way to an earlier one does not arrive.
     life: u64,
+}
+
+impl Node {
+    /// Nothing that was to fail will fail any more.
+    pub(crate) fn mend(&self) {
+        self.disk.fail_after(u64::MAX, Fault::Stop);
+    }
 }
 
 enum Delivery {
@@ -83,7 +92,8 @@ enum Delivery {
         payload: Bytes,
         metadata: Bytes,
     },
-    Written(u64),
+    /// The log's thread takes the next write.
+    Write,
     Submit(Submission),
     Forwarded(ForwardId, Result<(), ForwardError>),
     /// Blocks `first..=last`, as they were asked for so many times.
@@ -97,6 +107,8 @@ pub(crate) struct World {
     pub(crate) dice: Dice,
     /// Per cent of consensus messages that are lost.
     pub(crate) loss: u64,
+    /// Per cent of consensus messages that come twice.
+    pub(crate) duplicates: u64,
     /// Milliseconds that a message takes at most.
     pub(crate) delay: u64,
     /// Milliseconds that fetching a few blocks takes.
@@ -110,10 +122,22 @@ pub(crate) struct World {
     seed: u64,
     due: BTreeMap<(Duration, u64), (u64, u64, Delivery)>,
     next_due: u64,
-    written: Arc<Mutex<Vec<u64>>>,
-    signers: BTreeMap<u64, Arc<LocalMsp>>,
-    client: LocalMsp,
+    /// What anybody ever appended: header, consenter metadata and last configuration of each block. Nobody may append
+    /// anything else there, now or later.
+    truth: Vec<Decided>,
 }
+
+type Decided = (BlockHeader, Option<BlockMetadata>, u64);
+
+/// Read once for all seeds: reading keys and certificates takes longer than electing a leader.
+static SIGNERS: LazyLock<BTreeMap<u64, Arc<LocalMsp>>> =
+    LazyLock::new(|| (1..=4).map(|id| (id, Arc::new(signer(id - 1)))).collect());
+static CLIENT: LazyLock<LocalMsp> = LazyLock::new(|| {
+    let folder = "crypto/peerOrganizations/org1.test/users/User1@org1.test/msp";
+    LocalMsp::load(&fixtures().join(folder), "Org1MSP").unwrap()
+});
+/// The configurations in genesis blocks, for the same reason.
+static BORN_WITH: Mutex<BTreeMap<[u8; 32], Arc<ChannelConfig>>> = Mutex::new(BTreeMap::new());
 
 /// The genesis block of the channel `fixture` with another SnapshotIntervalSize.
 pub(crate) fn genesis_with_snapshots_every(bytes: u32) -> StoredBlock {
@@ -162,6 +186,7 @@ impl World {
             now: Duration::from_secs(1),
             dice: Dice::new(seed),
             loss: 0,
+            duplicates: 0,
             delay: 3,
             pull_delay: 3,
             cut: BTreeSet::new(),
@@ -172,13 +197,7 @@ impl World {
             seed,
             due: BTreeMap::new(),
             next_due: 0,
-            written: Arc::default(),
-            signers: (1..=4).map(|id| (id, Arc::new(signer(id - 1)))).collect(),
-            client: LocalMsp::load(
-                &fixtures().join("crypto/peerOrganizations/org1.test/users/User1@org1.test/msp"),
-                "Org1MSP",
-            )
-            .unwrap(),
+            truth: Vec::new(),
         };
         for id in 1..=3 {
             let disk = Arc::new(SimDisk::new(seed ^ id));
@@ -223,14 +242,14 @@ impl World {
         let (config, last_config) = config_of(&chain);
         let setup = Setup {
             raft_id: id,
-            config: Arc::new(config),
+            config,
             newest: Arc::new(chain.last().unwrap().clone()),
             last_config,
             bytes_since_snapshot: 0,
             snapshot_block: 0,
             group: group.with_seed(self.seed ^ (self.next_life << 8) ^ id),
             born,
-            signer: self.signers[&id].clone(),
+            signer: SIGNERS[&id].clone(),
             entropy: Entropy::seeded(self.seed ^ self.next_life),
             rules: Rules::default(),
             tick_override: None,
@@ -247,6 +266,7 @@ impl World {
             asked: 0,
             log,
             disk,
+            unwritten: VecDeque::new(),
             waiting: VecDeque::new(),
             life: self.next_life,
         };
@@ -264,6 +284,16 @@ impl World {
     /// Ends a node as a power failure does.
     pub(crate) fn crash(&mut self, id: u64) {
         let mut node = self.nodes.remove(&id).unwrap();
+        // What the log's thread had before it may have come as far as it pleases.
+        while let Some((_, write)) = node.unwritten.pop_front() {
+            if self.dice.chance(40) {
+                break;
+            }
+            if self.dice.chance(40) {
+                node.disk.fail_after(self.dice.below(3), Fault::Stop);
+            }
+            node.log.append(GROUP, write, Box::new(|_| ()));
+        }
         node.disk.crash();
         let unsynced = (node.chain.len() - node.synced) as u64;
         let lost = self.dice.below(unsynced + 1) as usize;
@@ -283,6 +313,7 @@ impl World {
         let group = match found {
             Some(found) => Group::recover(found, options, applied, entries).unwrap(),
             // It crashed before it had written that it exists.
+            None if id > 3 => Group::join(GROUP, options, entries).unwrap(),
             None => Group::create(GROUP, options, &[1, 2, 3], entries).unwrap(),
         };
         self.add(id, chain, group, false, log, disk);
@@ -307,7 +338,7 @@ impl World {
             ..ChannelHeader::default()
         };
         let nonce = self.dice.roll().to_be_bytes();
-        envelope::sign(&header, data.to_vec(), &nonce, &self.client).unwrap()
+        envelope::sign(&header, data.to_vec(), &nonce, &*CLIENT).unwrap()
     }
 
     /// Hands a checked message to a node; answers under what number its outcome is found.
@@ -332,7 +363,7 @@ impl World {
             config: &view.config,
             consenters: &view.consenters,
             active: &view.active,
-            signer: self.signers[&node].as_ref(),
+            signer: SIGNERS[&node].as_ref(),
             entropy: &entropy,
         };
         let envelope = checks::update(&context, update, &Rules::default(), WALL)
@@ -409,7 +440,11 @@ impl World {
         let next = match (delivery, deadline) {
             (Some(a), Some(b)) => a.min(b),
             (Some(a), None) | (None, Some(a)) => a,
-            (None, None) => panic!("nothing can happen any more"),
+            // Everybody is down.
+            (None, None) => {
+                self.now += Duration::from_millis(10);
+                return;
+            }
         };
         self.now = self.now.max(next);
         if delivery == Some(next) {
@@ -448,7 +483,28 @@ impl World {
                     metadata,
                 }
             }
-            Delivery::Written(number) => Event::Written(number),
+            Delivery::Write => {
+                let node = self.nodes.get_mut(&to).unwrap();
+                let Some((number, write)) = node.unwritten.pop_front() else {
+                    return;
+                };
+                let durable = Arc::new(Mutex::new(false));
+                let heard = durable.clone();
+                node.log.append(
+                    GROUP,
+                    write,
+                    Box::new(move |result| *heard.lock().unwrap() = result.is_ok()),
+                );
+                if !*durable.lock().unwrap() {
+                    // The disk has failed: a process ends then, loudly.
+                    self.crash(to);
+                    return;
+                }
+                match number {
+                    Some(number) => Event::Written(number),
+                    None => return,
+                }
+            }
             Delivery::Submit(submission) => {
                 self.next_ticket += 1;
                 let ticket = Ticket(self.next_ticket);
@@ -519,6 +575,34 @@ impl World {
         }
     }
 
+    /// A block is what it was wherever it was appended before, but for signatures.
+    fn compare(&mut self, id: u64, stored: &StoredBlock) {
+        let block = stored.block();
+        let decided = (
+            stored.header().clone(),
+            block::consenter_metadata(&block).unwrap(),
+            block::last_config(&block).unwrap(),
+        );
+        let number = stored.number();
+        // Genesis blocks are nobody's decision.
+        match self.truth.get(number as usize - 1) {
+            Some(truth) => assert_eq!(
+                *truth, decided,
+                "seed {}: node {id}, block {number}",
+                self.seed
+            ),
+            None => {
+                assert_eq!(
+                    self.truth.len() as u64,
+                    number - 1,
+                    "seed {}: a gap",
+                    self.seed
+                );
+                self.truth.push(decided);
+            }
+        }
+    }
+
     fn settle(&mut self, node: u64, ticket: Ticket, result: Result<(), SubmitError>) {
         // What other orderers forwarded has no outcome of its own.
         if let Some(outcome) = self.tickets.remove(&(node, ticket)) {
@@ -530,29 +614,23 @@ impl World {
     }
 
     fn perform(&mut self, id: u64) {
-        let actions = self.nodes.get_mut(&id).unwrap().core.actions();
+        let Some(node) = self.nodes.get_mut(&id) else {
+            // Its disk has just failed.
+            return;
+        };
+        let actions = node.core.actions();
         for action in actions {
             let node = self.nodes.get_mut(&id).unwrap();
             match action {
                 Action::Append(block) => {
                     assert_eq!(block.number(), node.chain.len() as u64, "node {id}");
-                    node.chain.push(block);
+                    node.chain.push(block.clone());
+                    self.compare(id, &block);
                 }
                 Action::SyncBlocks => node.synced = node.chain.len(),
                 Action::Persist { number, write } => {
-                    let written = self.written.clone();
-                    node.log.append(
-                        GROUP,
-                        write,
-                        Box::new(move |result| {
-                            result.unwrap();
-                            written.lock().unwrap().extend(number);
-                        }),
-                    );
-                    let numbers = std::mem::take(&mut *self.written.lock().unwrap());
-                    for number in numbers {
-                        self.later(id, Delivery::Written(number));
-                    }
+                    node.unwritten.push_back((number, write));
+                    self.later(id, Delivery::Write);
                 }
                 Action::SaveSnapshot(_) => node.snapshots += 1,
                 Action::Send {
@@ -560,16 +638,17 @@ impl World {
                     payload,
                     metadata,
                 } => {
-                    if !self.is_cut(id, to) && !self.dice.chance(self.loss) {
-                        let from = id;
-                        self.later(
-                            to,
-                            Delivery::Message {
-                                from,
-                                payload,
-                                metadata,
-                            },
-                        );
+                    if self.is_cut(id, to) || self.dice.chance(self.loss) {
+                        continue;
+                    }
+                    let copies = 1 + usize::from(self.dice.chance(self.duplicates));
+                    for _ in 0..copies {
+                        let message = Delivery::Message {
+                            from: id,
+                            payload: payload.clone(),
+                            metadata: metadata.clone(),
+                        };
+                        self.later(to, message);
                     }
                 }
                 Action::Forward {
@@ -657,31 +736,29 @@ impl World {
             .join("\n")
     }
 
-    /// All chains are the same but for signatures, as far as they go.
+    /// The chains are what was decided, as far as they go.
     pub(crate) fn check_chains(&self) {
-        let longest = self
-            .nodes
-            .values()
-            .map(|node| &node.chain)
-            .max_by_key(|chain| chain.len())
-            .unwrap();
         for (id, node) in &self.nodes {
-            for (block, other) in node.chain.iter().zip(longest) {
-                let number = block.number();
-                assert_eq!(block.header(), other.header(), "node {id}, block {number}");
-                let (a, b) = (block.block(), other.block());
+            assert!(node.chain.len() <= self.truth.len() + 1, "node {id}");
+            for (block, (header, ..)) in node.chain[1..].iter().zip(&self.truth) {
                 assert_eq!(
-                    block::consenter_metadata(&a).unwrap(),
-                    block::consenter_metadata(&b).unwrap(),
-                    "seed {}: node {id}, block {number}",
-                    self.seed
-                );
-                assert_eq!(
-                    block::last_config(&a).unwrap(),
-                    block::last_config(&b).unwrap(),
-                    "node {id}, block {number}"
+                    block.header(),
+                    header,
+                    "node {id}, block {}",
+                    block.number()
                 );
             }
+        }
+    }
+
+    /// A disk that fails after some more operations; what needs it then ends the process.
+    pub(crate) fn break_disk(&mut self, id: u64) {
+        let (after, fault) = (
+            self.dice.below(20),
+            [Fault::Broken, Fault::Full, Fault::Stop][self.dice.below(3) as usize],
+        );
+        if let Some(node) = self.nodes.get(&id) {
+            node.disk.fail_after(after, fault);
         }
     }
 
@@ -708,9 +785,15 @@ impl World {
 }
 
 /// The configuration in force at the end of a chain, and the number of its block.
-fn config_of(chain: &[StoredBlock]) -> (ChannelConfig, u64) {
+fn config_of(chain: &[StoredBlock]) -> (Arc<ChannelConfig>, u64) {
     let newest = chain.last().unwrap().block();
     let number = block::last_config(&newest).unwrap();
-    let block = chain[number as usize].block();
-    (ChannelConfig::from_block(&block).unwrap(), number)
+    let stored = &chain[number as usize];
+    let read = || Arc::new(ChannelConfig::from_block(&stored.block()).unwrap());
+    if number > 0 {
+        return (read(), number);
+    }
+    let mut known = BORN_WITH.lock().unwrap_or_else(PoisonError::into_inner);
+    let config = known.entry(*stored.header_hash()).or_insert_with(read);
+    (config.clone(), 0)
 }
