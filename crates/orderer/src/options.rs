@@ -169,7 +169,8 @@ pub struct Cluster {
 /// `General.Keepalive`. Zero means that the value of gRPC for Go holds.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Keepalive {
-    /// `ServerMinInterval`: a client that pings more often is disconnected.
+    /// `ServerMinInterval`: how often a client may ping. Fabric disconnects one that does so more often; we answer it, for a ping
+    /// costs us no more than it costs the client.
     pub server_min_interval: Duration,
     /// `ServerInterval`: how often we ping an idle client.
     pub server_interval: Duration,

@@ -21,16 +21,9 @@ pub(crate) struct Victim {
 
 impl Victim {
     pub(crate) async fn start() -> Self {
-        Self::start_with(&[]).await
-    }
-
-    pub(crate) async fn start_with(overrides: &[(&str, &str)]) -> Self {
-        let mut node = Node::anywhere(0)
+        let node = Node::anywhere(0)
             .with("ORDERER_GENERAL_AUTHENTICATION_TIMEWINDOW", "200000h")
             .with("ORDERER_GENERAL_MAXRECVMSGSIZE", "1048576");
-        for (key, value) in overrides {
-            node.set(key, *value);
-        }
         let orderer = node.start().await;
         orderer.join("genesis/fixture1.block").await;
         orderer.join("genesis/fixture.block").await;
