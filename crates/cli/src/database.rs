@@ -1,5 +1,5 @@
 //! `quorate database`: the schema of a node's database, looked at and brought up to date; and the
-//! audit of RPC that is in it, read out.
+//! audit of RPC and what a notary has let be spent, read out.
 //!
 //! For a migration the node must not run: on PostgreSQL it waits for nobody, on SQLite it is
 //! refused. Reading the audit disturbs nobody.
@@ -11,13 +11,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use quorate_ledger::Timestamp;
 use quorate_ledger::schema::MappedSchema;
+use quorate_ledger::{StateRef, Timestamp};
 use quorate_node::config::{DatabaseConfiguration, NodeConfiguration};
 use quorate_runtime::Secret;
 use quorate_runtime::config::OnUnknownKeys;
 use quorate_storage::migrate::{self, Migration, MigrationState};
-use quorate_storage::{Engine, RpcAuditFilter, RpcAuditRecord, Store};
+use quorate_storage::{Engine, RpcAuditFilter, RpcAuditRecord, SpentState, Store};
 use serde_json::json;
 
 use crate::node::Place;
@@ -64,6 +64,15 @@ enum Command {
     ReleaseLock,
     /// Read out what users asked for by RPC, if auditService.eventsToRecord is RPC or ALL
     RpcAudit(Selection),
+    /// Read out what the notary has let be spent, and check it; exit code 3 if something is missing
+    SpentStates {
+        /// This state only, as TRANSACTION(INDEX)
+        #[arg(long)]
+        state: Option<StateRef>,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the SQL of everything that an application keeps, whatever the database has
     #[command(name = "create-migration-sql-for-cordapp")]
     CreateMigrationSql {
@@ -103,6 +112,10 @@ enum EngineName {
 
 /// The exit code for a schema that is not current.
 const NOT_CURRENT: u8 = 2;
+
+/// The exit codes for a state that is not spent, and for damage.
+const NOT_SPENT: u8 = 1;
+const BROKEN: u8 = 3;
 
 /// Calls that are read at a time.
 const AUDIT_PAGE: u32 = 1_000;
@@ -201,6 +214,13 @@ async fn with_store(command: &Command, store: &Store) -> Result<ExitCode> {
             read_rpc_audit(selection, store).await?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::SpentStates { state, json } => {
+            migrate::check_current(store).await?;
+            match state {
+                Some(state) => one_spent_state(state, *json, store).await,
+                None => read_spent_states(*json, store).await,
+            }
+        }
         Command::CreateMigrationSql { .. } => bail!("this needs no database"),
     }
 }
@@ -239,6 +259,81 @@ async fn read_rpc_audit(selection: &Selection, store: &Store) -> Result<()> {
     match out.flush() {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
+    }
+}
+
+/// Prints everything that is spent, page by page, and counts.
+async fn read_spent_states(json: bool, store: &Store) -> Result<ExitCode> {
+    let mut out = BufWriter::new(io::stdout());
+    let (mut after, mut count, mut broken) = (None, 0_u64, 0_u64);
+    loop {
+        let page = store.spent_states(after, AUDIT_PAGE).await?;
+        for spent in &page {
+            count += 1;
+            broken += u64::from(spent.request.is_none());
+            match writeln!(out, "{}", spent_line(spent, json)) {
+                // Whoever reads has seen enough.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                    return Ok(ExitCode::SUCCESS);
+                }
+                other => other?,
+            }
+        }
+        match page.last() {
+            Some(last) if page.len() == AUDIT_PAGE as usize => after = Some(last.state),
+            _ => break,
+        }
+    }
+    match out.flush() {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(ExitCode::SUCCESS),
+        other => other?,
+    }
+    eprintln!("{count} states are spent in {}.", store.name());
+    if broken > 0 {
+        eprintln!(
+            "{broken} of them by transactions that the database lacks: it is damaged, or was edited."
+        );
+        return Ok(ExitCode::from(BROKEN));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn one_spent_state(state: &StateRef, json: bool, store: &Store) -> Result<ExitCode> {
+    match store.spent_state(state).await? {
+        Some(spent) => {
+            println!("{}", spent_line(&spent, json));
+            let broken = spent.request.is_none();
+            Ok(if broken {
+                ExitCode::from(BROKEN)
+            } else {
+                ExitCode::SUCCESS
+            })
+        }
+        None => {
+            eprintln!("{state} is not spent, as far as {} knows.", store.name());
+            Ok(ExitCode::from(NOT_SPENT))
+        }
+    }
+}
+
+fn spent_line(spent: &SpentState, json: bool) -> String {
+    let SpentState {
+        state,
+        consumed_by,
+        request,
+    } = spent;
+    match (json, request) {
+        (true, request) => json!({
+            "state": state,
+            "consumedBy": consumed_by,
+            "requester": request.as_ref().map(|(requester, _)| requester),
+            "committedAt": request.as_ref().map(|(_, at)| at),
+        })
+        .to_string(),
+        (false, Some((requester, at))) => {
+            format!("{at}  {state}  by {consumed_by}  for {requester}")
+        }
+        (false, None) => format!("MISSING  {state}  by {consumed_by}, which the database lacks"),
     }
 }
 

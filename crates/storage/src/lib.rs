@@ -20,6 +20,7 @@ mod options;
 mod prepare;
 mod query;
 mod reads;
+mod spent;
 mod sql;
 mod unit;
 mod writer;
@@ -40,6 +41,7 @@ pub use reads::{
     FlowRecord, InboxMessage, MAX_ROWS, OutboxPage, OutboxPeer, StoredAttachment,
     StoredTransaction, UnfinishedFlows,
 };
+pub use spent::SpentState;
 pub use sql::Engine;
 pub use unit::{
     Cleanup, CommitError, Committed, Epoch, InvocationId, LockError, LockRequest, NewAttachment,

@@ -73,6 +73,23 @@ async fn payments_go_on_with_the_worker_that_is_left() -> Result<()> {
         books::at_rest(&network).await?;
         let issued = [("PartyA", COINS as i64 * EACH)];
         books::reconcile(&network, &issued, &[("PartyA", "PartyB", &settled)]).await?;
+        // Whoever has to answer for it reads it out on any worker's machine.
+        let spent = network.machine(dead).run(&[
+            "database",
+            "--mode",
+            "JPA_NOTARY",
+            "spent-states",
+            "--json",
+            "-b",
+        ])?;
+        let states = spent
+            .lines()
+            .filter(|line| line.contains("consumedBy"))
+            .count();
+        ensure!(
+            states >= settled.len(),
+            "{states} states are spent: {spent}"
+        );
         network.finish().await?;
     }
     Ok(())

@@ -169,3 +169,50 @@ async fn of_many_who_want_the_same_state_one_gets_it(#[case] engine: Engine) {
     }
     assert_eq!(winners, 8);
 }
+
+#[rstest]
+#[case(Engine::Sqlite)]
+#[case(Engine::Postgres)]
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_spent_can_be_read_out(#[case] engine: Engine) {
+    let Some(db) = database(engine).await else {
+        return;
+    };
+    let node = node(&db).await;
+    let entries = vec![entry("one", &["a", "b"], &["r"]), entry("two", &["c"], &[])];
+    node.commit(request(entries)).await;
+    let all = node.store.spent_states(None, 100).await.unwrap();
+    let mut wanted = vec![
+        (state("a"), tx("one")),
+        (state("b"), tx("one")),
+        (state("c"), tx("two")),
+    ];
+    wanted.sort();
+    let found: Vec<_> = all
+        .iter()
+        .map(|spent| (spent.state, spent.consumed_by))
+        .collect();
+    assert_eq!(found, wanted, "what was only read is not spent");
+    assert!(
+        all.iter()
+            .all(|spent| spent.request.as_ref().unwrap().0 == them().name)
+    );
+    // Page by page the same.
+    let mut paged = Vec::new();
+    let mut after = None;
+    while let [one] = &node.store.spent_states(after, 1).await.unwrap()[..] {
+        after = Some(one.state);
+        paged.push(one.clone());
+    }
+    assert_eq!(paged, all);
+    assert_eq!(
+        node.store
+            .spent_state(&state("b"))
+            .await
+            .unwrap()
+            .as_ref()
+            .map(|s| s.consumed_by),
+        Some(tx("one"))
+    );
+    assert_eq!(node.store.spent_state(&state("r")).await.unwrap(), None);
+}

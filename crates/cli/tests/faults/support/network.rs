@@ -582,6 +582,11 @@ impl Machine {
         command
     }
 
+    /// Runs a command about this machine's directory, which comes last; what it printed.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Result<String> {
+        run(quorate(&self.program).args(arguments).arg(&self.directory))
+    }
+
     /// Starts the process; does nothing if it runs.
     pub(crate) fn spawn(&mut self) -> Result<()> {
         if self.is_running()? {
