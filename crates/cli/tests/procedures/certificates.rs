@@ -1,6 +1,7 @@
 //! TLS certificates are exchanged, one orderer after the other, while clients submit.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -27,6 +28,14 @@ async fn longest_silence<T>(load: &Load, work: impl Future<Output = T>) -> (T, D
             }
         }
     }
+}
+
+/// Gives an orderer that has ended its next certificate, and starts it.
+async fn come_back(network: &mut Network, number: usize, next: &Path) {
+    for file in ["server.crt", "server.key"] {
+        fs::copy(next.join(file), network.orderers[number].tls(file)).unwrap();
+    }
+    network.run(number).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -69,10 +78,7 @@ async fn every_orderers_certificate_is_rotated_under_load() {
                 .channel(&["consenter", "remove", &other])
                 .await
                 .refused(&["would lose its quorum", &address]);
-            for file in ["server.crt", "server.key"] {
-                fs::copy(next.join(file), network.orderers[number].tls(file)).unwrap();
-            }
-            network.run(number).await;
+            come_back(network, number, &next).await;
             network.orderers[number]
                 .becomes("consenter", "active")
                 .await;
@@ -121,10 +127,7 @@ async fn between_update_and_restart_a_rotated_consenter_still_counts() {
     load.progress(50).await;
 
     network.orderers[rotated].stop().await;
-    for file in ["server.crt", "server.key"] {
-        fs::copy(next.join(file), network.orderers[rotated].tls(file)).unwrap();
-    }
-    network.run(rotated).await;
+    come_back(&mut network, rotated, &next).await;
     network.orderers[rotated]
         .becomes("consenter", "active")
         .await;
@@ -151,10 +154,7 @@ async fn a_sole_orderer_is_rotated_and_comes_back() {
         .await
         .well(&["in force since block 1"]);
     network.orderers[0].stop().await;
-    for file in ["server.crt", "server.key"] {
-        fs::copy(next.join(file), network.orderers[0].tls(file)).unwrap();
-    }
-    network.run(0).await;
+    come_back(&mut network, 0, &next).await;
     network.leader(&[0]).await;
     let load = Load::start(&network, &[0], 2, 32);
     load.progress(20).await;
