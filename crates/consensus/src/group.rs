@@ -157,6 +157,43 @@ impl Group {
         Self::start(id, options, store, Standing::Whole, 0, Some(birth))
     }
 
+    /// A member of a group that all members begin anew where they stand, because every one of them has lost its log. All
+    /// have to begin with the same snapshot; its term is not that of former days, of which nothing is left.
+    pub fn continued(
+        id: GroupId,
+        options: Options,
+        snapshot: Snapshot,
+        entries: Arc<dyn Entries>,
+    ) -> Result<Self, GroupError> {
+        let (index, term) = (snapshot.index, snapshot.term);
+        let hard_state = HardState {
+            term,
+            commit: index,
+            ..Default::default()
+        };
+        let mut members = snapshot.members.clone();
+        members.sort_unstable();
+        let begin = Recovered {
+            group: id,
+            standing: Standing::Whole,
+            hard_state: hard_state.clone(),
+            snapshot: Some(snapshot.clone()),
+            first: index + 1,
+            before: term,
+            last: index,
+            terms: VecDeque::new(),
+            changes: Vec::new(),
+        };
+        let birth = Write {
+            standing: Some(Standing::Whole),
+            install: Some(snapshot),
+            hard_state: Some(hard_state),
+            ..Default::default()
+        };
+        let store = Store::recovered(begin, members, entries);
+        Self::start(id, options, store, Standing::Whole, index, Some(birth))
+    }
+
     /// A member of a group that exists elsewhere; a leader will send it what it lacks.
     pub fn join(
         id: GroupId,

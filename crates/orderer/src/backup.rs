@@ -140,6 +140,24 @@ pub struct Restored {
     pub forgotten: bool,
 }
 
+/// Lets the channel go on from the end of its ledger, which has this many blocks, on an orderer that has lost its log, as
+/// all others have: they begin a new Raft group together. The orderer must not run.
+///
+/// # Errors
+/// [`BackupError`].
+pub fn begin_anew(
+    location: &Path,
+    channel: &str,
+    height: u64,
+    entropy: &Entropy,
+) -> Result<(), BackupError> {
+    let _locked = Ledgers::open(location)?;
+    if let Some(newest) = height.checked_sub(1) {
+        Incarnations::open(location)?.mark_continued(channel, newest, entropy)?;
+    }
+    Ok(())
+}
+
 /// Brings a channel's ledger back from a backup, or up to it. The orderer must not run: its folder is locked meanwhile.
 /// What is there already has to be the beginning of what comes. Interrupted, it can be done again; an orderer that is
 /// started in between fetches the rest from the others.

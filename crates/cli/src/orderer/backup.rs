@@ -48,6 +48,10 @@ pub(super) struct RestoreArguments {
     /// Do not ask the channel's orderers: none of them runs
     #[arg(long)]
     offline: bool,
+    /// Every consenter of the channel has lost its consensus log, or too many for a majority are lost for good: the channel
+    /// goes on from the newest block of this backup, which has this hash. Do the same on all consenters
+    #[arg(long, value_name = "HASH")]
+    begin_at: Option<String>,
 }
 
 pub(super) fn back_up(
@@ -138,12 +142,36 @@ async fn restore_one(
             );
         }
     }
+    if let Some(hash) = &arguments.begin_at
+        && report.head.as_ref() != Some(hash)
+    {
+        bail!(
+            "the newest block of the backup has the hash {}, not {hash}; all consenters have to begin with the same block",
+            report.head.as_deref().unwrap_or("none")
+        );
+    }
     if !arguments.offline {
-        ask(&candidate, options).await?;
+        let highest = ask(&candidate, options).await?;
+        match (highest, &arguments.begin_at) {
+            (Some(height), Some(_)) if height > candidate.height => bail!(
+                "the channel goes on already, and has {height} blocks; leave --begin-at out, and this orderer follows"
+            ),
+            (None, None) => bail!(
+                "none of the channel's orderers could be asked whether this is their chain, and nothing was restored; start \
+                 one that has the channel, or, if all are lost, say --offline"
+            ),
+            _ => {}
+        }
     }
     let location = &options.file_ledger.location;
     let restored = match backup::restore(&arguments.from, location, channel, &Entropy::system()) {
         Ok(restored) => restored,
+        Err(backup::BackupError::Copy(CopyError::Ahead { .. })) if arguments.begin_at.is_some() => {
+            bail!(
+                "the ledger of channel {channel} is ahead of the backup: make a backup of it, and let all consenters begin \
+                 with that one"
+            );
+        }
         Err(backup::BackupError::Copy(CopyError::Ahead { .. })) => {
             println!(
                 "channel {channel}: the ledger has everything that the backup has, and more; nothing was changed"
@@ -157,7 +185,12 @@ async fn restore_one(
         "channel {channel}: {} are in the ledger",
         described(&copied)
     );
-    if forgotten {
+    if arguments.begin_at.is_some() {
+        backup::begin_anew(location, channel, copied.height, &Entropy::system())?;
+        println!(
+            "channel {channel}: it goes on from here when more than half of its consenters run, restored in the same way"
+        );
+    } else if forgotten {
         println!(
             "channel {channel}: what this orderer promised to the others is lost; when it runs it follows, and votes in no \
              election before a leader has given that back"
@@ -166,8 +199,8 @@ async fn restore_one(
     Ok(())
 }
 
-/// Asks the channel's orderers for the newest block that both have.
-async fn ask(candidate: &Candidate, options: &options::Options) -> Result<()> {
+/// Asks the channel's orderers for the newest block that both have; the height of the highest that answers.
+async fn ask(candidate: &Candidate, options: &options::Options) -> Result<Option<u64>> {
     let channel = &candidate.channel;
     let tasks = Tasks::new("restore");
     let context = service::reader(options, &Clock::system(), &Entropy::system(), &tasks)
@@ -175,11 +208,11 @@ async fn ask(candidate: &Candidate, options: &options::Options) -> Result<()> {
     let sources = candidate.configuration()?.orderer_endpoints();
     let outcome = against_orderers(candidate, sources, &context).await;
     tasks.stop(GOODBYE).await;
-    let mut answered = 0;
+    let mut highest = None;
     for asked in outcome? {
         match asked.answer {
             Ok((height, common)) => {
-                answered += 1;
+                highest = highest.max(Some(height));
                 println!(
                     "channel {channel}: {} has {height} blocks; the {common} that both have are the same",
                     asked.endpoint
@@ -192,11 +225,5 @@ async fn ask(candidate: &Candidate, options: &options::Options) -> Result<()> {
             ),
         }
     }
-    if answered == 0 {
-        bail!(
-            "none of the channel's orderers could be asked whether this is their chain, and nothing was restored; start \
-             one that has the channel, or, if all are lost, say --offline"
-        );
-    }
-    Ok(())
+    Ok(highest)
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use quorate_consensus::snapshots::SnapshotFiles;
-use quorate_consensus::{Entries, Group, GroupError, LogError, Options as GroupOptions};
+use quorate_consensus::{Entries, Group, GroupError, LogError, Options as GroupOptions, Snapshot};
 use quorate_fabric::block;
 use quorate_fabric::config::{ChannelConfig, ConfigError, raft_config};
 use quorate_fabric::proto::common::BlockHeader;
@@ -248,6 +248,17 @@ impl Chain {
                  be elected, remove this orderer from the channel's consenters and add it anew",
                 premises.wal.display());
             (Group::forgotten(id, options, entries)?, false)
+        } else if incarnation.continues_after(self.newest.number()) && raft_index > 0 {
+            tracing::warn!(target: LOG, channel = name,
+                "Channel {name} goes on from block [{}], as it was restored on all consenters that had lost their logs",
+                self.newest.number());
+            let snapshot = Snapshot {
+                index: raft_index,
+                term: 1,
+                members: members.to_vec(),
+                data: self.newest.encoded().clone(),
+            };
+            (Group::continued(id, options, snapshot, entries)?, false)
         } else if self.store.height() == 1 {
             (Group::create(id, options, members, entries)?, true)
         } else {

@@ -58,6 +58,9 @@ struct State {
     version: u32,
     group: String,
     begun: bool,
+    /// The newest block, where all consenters begin a new group because none has its log any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    continues_after: Option<u64>,
 }
 
 impl Incarnations {
@@ -111,6 +114,7 @@ impl Incarnations {
                 version: VERSION,
                 group: hex::encode(entropy.bytes::<16>()),
                 begun: false,
+                continues_after: None,
             },
         };
         self.save(channel, &incarnation)?;
@@ -129,6 +133,22 @@ impl Incarnations {
         let drawn = self.draw(channel, entropy)?;
         self.begun(channel, drawn)?;
         Ok(true)
+    }
+
+    /// Notes that all consenters of the channel begin a new group, after block `newest`: whatever the former one promised
+    /// is given up.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn mark_continued(
+        &self,
+        channel: &str,
+        newest: u64,
+        entropy: &Entropy,
+    ) -> Result<(), IncarnationError> {
+        let mut drawn = self.draw(channel, entropy)?;
+        drawn.state.continues_after = Some(newest);
+        self.save(channel, &drawn)
     }
 
     /// The group's first write is durable.
@@ -167,6 +187,11 @@ impl Incarnation {
         let mut bytes = [0; 16];
         hex::decode_to_slice(&self.state.group, &mut bytes).ok()?;
         Some(bytes)
+    }
+
+    /// Whether the group is to begin anew with a chain that ends with block `newest`.
+    pub(super) fn continues_after(&self, newest: u64) -> bool {
+        !self.state.begun && self.state.continues_after == Some(newest)
     }
 
     /// Whether the group's first write was durable once.
