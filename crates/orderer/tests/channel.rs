@@ -603,6 +603,49 @@ fn an_update_that_removes_the_leader_is_not_lost() {
     }
 }
 
+/// Whoever comes to order a message that was left to the leader verifies it, whether it came here first or not.
+#[test]
+fn what_nobody_has_verified_is_verified_by_whoever_orders_it() {
+    let mut world = World::new(501);
+    world.until("a leader", 2, elected);
+    world.pass(4000);
+    let leader = world.leader().unwrap();
+    let mut expected = Vec::new();
+    for round in 0..20 {
+        for node in 1..=3 {
+            let signed = world.envelope(format!("{round} at {node}").as_bytes());
+            let mut signature = signed.signature().to_vec();
+            let good = round % 2 == 0;
+            if !good {
+                let last = signature.len() - 1;
+                signature[last] ^= 1;
+            }
+            let envelope = RawEnvelope::new(signed.payload(), &signature);
+            let encoded = envelope.encoded().clone();
+            let outcome = world.submit_unverified(node, envelope, Ack::Committed);
+            // A follower of the simulation hears that its message has left, not what the leader says of it.
+            expected.push((outcome, encoded, good, node == leader));
+        }
+    }
+    world.until("the good ones are in blocks", 20, |world| {
+        expected
+            .iter()
+            .all(|(outcome, _, good, _)| !good || world.outcomes[*outcome] == Outcome::Acknowledged)
+    });
+    let ordered = world.ordered();
+    for (outcome, encoded, good, here) in expected {
+        assert_eq!(ordered.get(&encoded).copied(), good.then_some(1));
+        if !good && here {
+            assert!(
+                matches!(&world.outcomes[outcome], Outcome::Refused(reason) if reason.contains("permission denied")),
+                "{:?}",
+                world.outcomes[outcome]
+            );
+        }
+    }
+    world.check_chains();
+}
+
 /// A message that a new configuration forbids is refused although it was allowed when it came.
 #[test]
 fn what_waited_for_a_configuration_is_judged_by_it() {

@@ -42,6 +42,12 @@ const GROUP: GroupId = GroupId([7; 16]);
 /// How many submissions are offered to a channel at once.
 const BATCH: usize = 8;
 
+/// Per cent of the messages that nobody verifies before they reach the core.
+const UNVERIFIED: u64 = 20;
+
+/// Per cent of those that meet a leader that does not verify what is forwarded to it.
+const UNANSWERED: u64 = 30;
+
 pub(crate) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/fabric")
 }
@@ -341,8 +347,11 @@ impl World {
         envelope::sign(&header, data.to_vec(), &nonce, &*CLIENT).unwrap()
     }
 
-    /// Hands a checked message to a node; answers under what number its outcome is found.
+    /// Hands a message to a node, checked or left to the leader; answers under what number its outcome is found.
     pub(crate) fn submit(&mut self, node: u64, envelope: RawEnvelope, ack: Ack) -> usize {
+        if self.dice.chance(UNVERIFIED) {
+            return self.submit_unverified(node, envelope, ack);
+        }
         let validated_at = self.nodes[&node].view.as_ref().unwrap().config.sequence();
         self.enqueue(
             node,
@@ -350,6 +359,24 @@ impl World {
                 envelope,
                 kind: Kind::Normal,
                 validated_at: Some(validated_at),
+                ack,
+            },
+        )
+    }
+
+    /// Hands a message to a node that nobody has verified.
+    pub(crate) fn submit_unverified(
+        &mut self,
+        node: u64,
+        envelope: RawEnvelope,
+        ack: Ack,
+    ) -> usize {
+        self.enqueue(
+            node,
+            Submission {
+                envelope,
+                kind: Kind::Normal,
+                validated_at: None,
                 ack,
             },
         )
@@ -659,6 +686,8 @@ impl World {
                 } => {
                     let result = if self.is_cut(id, to) || !self.nodes.contains_key(&to) {
                         Err(ForwardError::Failed("no connection".to_owned()))
+                    } else if validated_at.is_none() && self.dice.chance(UNANSWERED) {
+                        Err(ForwardError::Unchecked)
                     } else {
                         let envelope = RawEnvelope::decode(envelope).unwrap();
                         let header = checks::channel_header(&envelope).unwrap();
