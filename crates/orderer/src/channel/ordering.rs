@@ -8,8 +8,14 @@
 //! way or the other: a block of that number appears, and it is ours or it is not. If it is not, no later one of ours
 //! can appear any more, so that their messages may be given to the next leader without being ordered twice. A
 //! configuration update may even be given to several leaders: the second attempt no longer fits the configuration.
+//!
+//! This page is the leader's; `forwarding` is a follower's, and `updates` has the way of configuration updates in both
+//! offices.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+mod forwarding;
+mod updates;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,12 +25,12 @@ use quorate_fabric::config::BatchSize;
 use quorate_fabric::envelope::RawEnvelope;
 use tracing::{debug, info, warn};
 
-use super::consenters;
+use self::forwarding::{Forwarding, Waiting};
+use self::updates::{ConfigUpdate, Handover, Stage};
 use super::core::{Action, Channel, ForwardId, LOG, Ticket};
 use super::{Ack, Submission, SubmitError};
 use crate::assembly::Tip;
 use crate::checks::{self, Kind};
-use crate::cluster::ForwardError;
 use crate::cutter::Cutter;
 
 /// Transactions on their way to the leader at any moment. More wait in the queue of submissions.
@@ -42,9 +48,6 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a message that was forwarded to a former leader may still turn up in a block of the next one.
 pub const AFTER_ELECTION: Duration = Duration::from_secs(2);
-
-/// Elections' worth of time for handing over before a leader orders an update that removes it after all.
-const HANDOVER_ELECTIONS: u32 = 3;
 
 /// What Fabric says when there is no leader.
 pub const NO_LEADER: &str = "no Raft leader";
@@ -74,42 +77,6 @@ struct InFlight {
     items: Vec<Item>,
 }
 
-/// Where a configuration update is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// Waits for its turn.
-    Queued,
-    /// Given to the leader; given to it again at this time.
-    Forwarded(Duration),
-    /// It removes this leader, who hands over first.
-    HandingOver,
-    /// Proposed by us.
-    InFlight,
-}
-
-#[derive(Debug)]
-struct ConfigUpdate {
-    key: u64,
-    envelope: RawEnvelope,
-    validated_at: Option<u64>,
-    /// What identifies it whichever orderer wraps it.
-    update: Vec<u8>,
-    /// Whom to answer: several, when other orderers have given us the same update, too.
-    tickets: Vec<Ticket>,
-    deadline: Duration,
-    stage: Stage,
-    /// Handing over was tried for long enough.
-    insist: bool,
-}
-
-#[derive(Debug)]
-struct Handover {
-    update: u64,
-    until: Duration,
-    next_attempt: Duration,
-    tried: Vec<u64>,
-}
-
 #[derive(Debug)]
 struct Leading {
     term: u64,
@@ -122,72 +89,6 @@ struct Leading {
     handover: Option<Handover>,
     /// A proposal was not taken: try again at the next tick.
     pause: bool,
-}
-
-#[derive(Debug)]
-enum Forwarding {
-    Normal(Item),
-    Config(u64),
-}
-
-/// Submitters of forwarded messages, who wait for a block.
-#[derive(Debug, Default)]
-struct Waiting {
-    tickets: BTreeMap<Ticket, (Duration, Bytes)>,
-    // Looked up, never iterated: the order of a hash map must not decide anything.
-    by_envelope: HashMap<Bytes, VecDeque<Ticket>>,
-}
-
-impl Waiting {
-    fn add(&mut self, ticket: Ticket, envelope: Bytes, deadline: Duration) {
-        self.by_envelope
-            .entry(envelope.clone())
-            .or_default()
-            .push_back(ticket);
-        self.tickets.insert(ticket, (deadline, envelope));
-    }
-
-    fn settle(&mut self, envelope: &Bytes) -> Option<Ticket> {
-        let queue = self.by_envelope.get_mut(envelope)?;
-        let ticket = queue.pop_front()?;
-        if queue.is_empty() {
-            self.by_envelope.remove(envelope);
-        }
-        self.tickets.remove(&ticket);
-        Some(ticket)
-    }
-
-    fn remove(&mut self, ticket: Ticket) {
-        if let Some((_, envelope)) = self.tickets.remove(&ticket)
-            && let Some(queue) = self.by_envelope.get_mut(&envelope)
-        {
-            queue.retain(|waiting| *waiting != ticket);
-            if queue.is_empty() {
-                self.by_envelope.remove(&envelope);
-            }
-        }
-    }
-
-    /// Nobody waits longer than until `latest` from now on.
-    fn hasten(&mut self, latest: Duration) {
-        for (deadline, _) in self.tickets.values_mut() {
-            *deadline = latest.min(*deadline);
-        }
-    }
-
-    /// Those whose time is up. Tickets are handed out in order, so that the oldest come first.
-    fn expired(&mut self, now: Duration) -> Vec<Ticket> {
-        let expired: Vec<Ticket> = self
-            .tickets
-            .iter()
-            .take_while(|(_, (deadline, _))| *deadline <= now)
-            .map(|(ticket, _)| *ticket)
-            .collect();
-        for ticket in &expired {
-            self.remove(*ticket);
-        }
-        expired
-    }
 }
 
 /// The ordering side of a channel's state.
@@ -320,41 +221,6 @@ impl Channel {
         } else {
             self.forward(item);
         }
-    }
-
-    fn take_update(&mut self, ticket: Ticket, submission: Submission) {
-        let update = match checks::config_within(&submission.envelope) {
-            Ok(config) => consenters::last_update(&config).0,
-            Err(refusal) => return self.reply(Some(ticket), Err(refusal.into())),
-        };
-        // An orderer that waits for the block gives us the update more than once.
-        if let Some(known) = self
-            .ordering
-            .updates
-            .iter_mut()
-            .find(|known| known.update == update && known.tickets.len() < MAX_CONFIG_UPDATES)
-        {
-            known.tickets.push(ticket);
-            return;
-        }
-        if self.ordering.updates.len() >= MAX_CONFIG_UPDATES {
-            self.unavailable(
-                Some(ticket),
-                "too many configuration updates are waiting, try again when some are committed",
-            );
-            return;
-        }
-        self.ordering.next_update += 1;
-        self.ordering.updates.push(ConfigUpdate {
-            key: self.ordering.next_update,
-            envelope: submission.envelope,
-            validated_at: submission.validated_at,
-            update,
-            tickets: vec![ticket],
-            deadline: self.now.monotonic + PATIENCE,
-            stage: Stage::Queued,
-            insist: false,
-        });
     }
 
     /// Whatever can go on now does so: called before the Raft group is asked what it is ready for.
@@ -668,268 +534,8 @@ impl Channel {
         }
     }
 
-    // ---- configuration updates ----------------------------------------------------------------------------------
-
-    /// Checks an update again if the configuration has moved on. `false`: it is refused, and gone.
-    fn renew(&mut self, at: usize) -> bool {
-        let sequence = self.config.sequence();
-        let Some(update) = self.ordering.updates.get_mut(at) else {
-            return false;
-        };
-        match update.validated_at {
-            Some(earlier) if earlier >= sequence => return true,
-            Some(earlier) => {
-                warn!(target: LOG, channel = %self.name, node = self.raft_id,
-                    "Config message was validated against {earlier}, although current config seq has advanced ({sequence})");
-            }
-            None => {}
-        }
-        let context = checks::UpdateContext {
-            config: &self.config,
-            consenters: self.consenters.ids(),
-            active: self.activity.active(),
-            signer: self.signer.as_ref(),
-            entropy: &self.entropy,
-        };
-        match checks::config_again(&context, &update.envelope, &self.rules, self.now.wall) {
-            Ok(envelope) => {
-                update.envelope = envelope;
-                update.validated_at = Some(sequence);
-                true
-            }
-            Err(refusal) => {
-                warn!(target: LOG, channel = %self.name, node = self.raft_id,
-                    "Failed to order message: bad config message: {refusal}");
-                self.gauges.proposal_failures += 1;
-                let update = self.ordering.updates.remove(at);
-                for ticket in update.tickets {
-                    self.reply(Some(ticket), Err(refusal.clone().into()));
-                }
-                false
-            }
-        }
-    }
-
-    fn queued_update(&self) -> Option<usize> {
-        self.ordering
-            .updates
-            .iter()
-            .position(|update| update.stage == Stage::Queued)
-    }
-
-    fn order_updates(&mut self) {
-        while self.is_open() {
-            let Some(at) = self.queued_update() else {
-                return;
-            };
-            if !self.renew(at) {
-                continue;
-            }
-            if self.hands_over(at) {
-                return;
-            }
-            self.cut();
-            if !self.is_open() {
-                // The batch before it filled the pipe.
-                return;
-            }
-            let Some(update) = self.ordering.updates.get(at) else {
-                return;
-            };
-            let envelope = update.envelope.encoded().clone();
-            if self.propose(vec![envelope], Vec::new()).is_some() {
-                return;
-            }
-            if let Some(update) = self.ordering.updates.get_mut(at) {
-                update.stage = Stage::InFlight;
-            }
-            if let Some(leading) = &mut self.ordering.leading {
-                leading.config_in_flight = true;
-            }
-            debug!(target: LOG, channel = %self.name, node = self.raft_id,
-                "Received config transaction, pause accepting transaction till it is committed");
-        }
-    }
-
-    /// Whether the update takes the office, or the certificate, from us, so that another should order it.
-    fn hands_over(&mut self, at: usize) -> bool {
-        let Some(update) = self.ordering.updates.get(at) else {
-            return false;
-        };
-        if update.insist {
-            return false;
-        }
-        let Ok(config) = checks::config_envelope(&update.envelope) else {
-            return false;
-        };
-        let Some(change) = checks::consensus_metadata(&config)
-            .and_then(|metadata| self.consenters.change(&metadata).ok())
-        else {
-            return false;
-        };
-        let rotated = change.rotated == Some(self.raft_id);
-        let removed = change.membership == Some(Membership::Remove(self.raft_id));
-        if !rotated && !removed {
-            return false;
-        }
-        let key = update.key;
-        let Some(successor) = self.successor(&[]) else {
-            return false;
-        };
-        if rotated {
-            info!(target: LOG, channel = %self.name, node = self.raft_id,
-                "Detected certificate rotation of our node");
-        } else {
-            info!(target: LOG, channel = %self.name, node = self.raft_id,
-                "Detected eviction of ourselves from the configuration");
-        }
-        // What came before it is proposed before we go.
-        self.cut();
-        let now = self.now.monotonic;
-        let election = self.election_timeout();
-        if let Some(update) = self.ordering.updates.get_mut(at) {
-            update.stage = Stage::HandingOver;
-        }
-        if let Some(leading) = &mut self.ordering.leading {
-            leading.handover = Some(Handover {
-                update: key,
-                until: now + election * HANDOVER_ELECTIONS,
-                next_attempt: now + election,
-                tried: vec![successor],
-            });
-        }
-        info!(target: LOG, channel = %self.name, node = self.raft_id,
-            "Transferring leadership to {successor}");
-        self.group.transfer_leader(successor);
-        true
-    }
-
     fn election_timeout(&self) -> Duration {
         self.options.tick_interval * self.options.election_tick
-    }
-
-    /// Who should lead after us: heard of, and furthest ahead.
-    fn successor(&self, tried: &[u64]) -> Option<u64> {
-        let status = self.group.status();
-        status
-            .members
-            .iter()
-            .filter(|member| member.id != self.raft_id && !tried.contains(&member.id))
-            .max_by_key(|member| {
-                (
-                    member.recent_active || self.activity.active().contains(&member.id),
-                    member.matched,
-                    std::cmp::Reverse(member.id),
-                )
-            })
-            .map(|member| member.id)
-    }
-
-    fn forward_updates(&mut self) {
-        while self.ordering.forwards.len() < MAX_FORWARDS {
-            let Some(at) = self.queued_update() else {
-                return;
-            };
-            if !self.renew(at) {
-                continue;
-            }
-            let again = self.now.monotonic + self.election_timeout();
-            let to = self.role.leader;
-            let Some(update) = self.ordering.updates.get_mut(at) else {
-                return;
-            };
-            update.stage = Stage::Forwarded(again);
-            let (key, validated_at) = (update.key, update.validated_at);
-            let envelope = update.envelope.encoded().clone();
-            let id = self.next_forward(Forwarding::Config(key));
-            self.out.push(Action::Forward {
-                id,
-                to,
-                validated_at,
-                envelope,
-            });
-        }
-    }
-
-    // ---- following ----------------------------------------------------------------------------------------------
-
-    fn next_forward(&mut self, forwarding: Forwarding) -> ForwardId {
-        self.ordering.next_forward += 1;
-        let id = ForwardId(self.ordering.next_forward);
-        self.ordering.forwards.insert(id, forwarding);
-        id
-    }
-
-    fn forward(&mut self, item: Item) {
-        if item.ack == Ack::Committed
-            && let Some(ticket) = item.ticket
-        {
-            // Before it leaves: its block may be here before we know that it has arrived there.
-            self.ordering
-                .waiting
-                .add(ticket, item.envelope.encoded().clone(), item.deadline);
-        }
-        debug!(target: LOG, channel = %self.name, node = self.raft_id,
-            "Forwarding transaction to the leader {}", self.role.leader);
-        let (to, validated_at) = (self.role.leader, item.validated_at);
-        let envelope = item.envelope.encoded().clone();
-        let id = self.next_forward(Forwarding::Normal(item));
-        self.out.push(Action::Forward {
-            id,
-            to,
-            validated_at,
-            envelope,
-        });
-    }
-
-    pub(super) fn forwarded(&mut self, id: ForwardId, result: Result<(), ForwardError>) {
-        let Some(forwarding) = self.ordering.forwards.remove(&id) else {
-            return;
-        };
-        match (forwarding, result) {
-            // An update is answered by its block, and given to a leader again if none appears.
-            (Forwarding::Config(_), Ok(())) => {}
-            (Forwarding::Config(key), Err(reason)) => {
-                debug!(target: LOG, channel = %self.name, node = self.raft_id,
-                    "The configuration update is forwarded again later: {reason}");
-                let soon = self.now.monotonic;
-                for update in &mut self.ordering.updates {
-                    if update.key == key && matches!(update.stage, Stage::Forwarded(_)) {
-                        update.stage = Stage::Forwarded(soon);
-                    }
-                }
-            }
-            (Forwarding::Normal(item), Ok(())) => {
-                if item.ack == Ack::Enqueued {
-                    self.reply(item.ticket, Ok(()));
-                }
-            }
-            (Forwarding::Normal(mut item), Err(error)) => {
-                if let Some(ticket) = item.ticket {
-                    self.ordering.waiting.remove(ticket);
-                }
-                match error {
-                    // The leader is another than the one that would have checked it.
-                    ForwardError::Unchecked => {
-                        if self.is_allowed(&mut item) {
-                            self.forward(item);
-                        }
-                    }
-                    ForwardError::Refused(refusal) => {
-                        self.reply(item.ticket, Err(refusal.into()));
-                    }
-                    ForwardError::Failed(reason) if item.ticket.is_some() => {
-                        self.unavailable(item.ticket, &reason);
-                    }
-                    ForwardError::Failed(_) => {
-                        // Acknowledged already, in another office. Not at once again, or a dead leader would keep us
-                        // busy.
-                        self.ordering.orphans.push_back(item);
-                        self.ordering.orphans_wait = true;
-                    }
-                }
-            }
-        }
     }
 
     // ---- what has been decided ----------------------------------------------------------------------------------
@@ -964,24 +570,6 @@ impl Channel {
         }
     }
 
-    /// A configuration block with this update is in the chain.
-    pub(super) fn settle_update(&mut self, update: &[u8]) {
-        if let Some(leading) = &mut self.ordering.leading {
-            leading.config_in_flight = false;
-        }
-        let mut settled = Vec::new();
-        self.ordering.updates.retain_mut(|pending| {
-            let done = pending.update == update;
-            if done {
-                settled.append(&mut pending.tickets);
-            }
-            !done
-        });
-        for ticket in settled {
-            self.reply(Some(ticket), Ok(()));
-        }
-    }
-
     // ---- time ---------------------------------------------------------------------------------------------------
 
     pub(super) fn ordering_tick(&mut self) {
@@ -1009,60 +597,6 @@ impl Channel {
             }
         }
         self.give_up(now);
-    }
-
-    fn handover_tick(&mut self) {
-        let now = self.now.monotonic;
-        let Some(handover) = self
-            .ordering
-            .leading
-            .as_ref()
-            .and_then(|leading| leading.handover.as_ref())
-        else {
-            return;
-        };
-        let key = handover.update;
-        if now >= handover.until {
-            warn!(target: LOG, channel = %self.name, node = self.raft_id,
-                "Nobody took over the leadership: the update that removes this leader is ordered here");
-            if let Some(leading) = &mut self.ordering.leading {
-                leading.handover = None;
-            }
-            if let Some(update) = self
-                .ordering
-                .updates
-                .iter_mut()
-                .find(|update| update.key == key)
-            {
-                update.insist = true;
-                update.stage = Stage::Queued;
-            }
-            return;
-        }
-        if now < handover.next_attempt {
-            return;
-        }
-        let successor = self
-            .successor(&handover.tried)
-            .or_else(|| self.successor(&[]));
-        let next_attempt = now + self.election_timeout();
-        if let Some(leading) = &mut self.ordering.leading
-            && let Some(handover) = &mut leading.handover
-        {
-            handover.next_attempt = next_attempt;
-            handover.tried.extend(successor);
-        }
-        if let Some(successor) = successor {
-            self.group.transfer_leader(successor);
-        }
-    }
-
-    /// Another leader was elected. Most of what was forwarded to the former one died with it; only a former leader that
-    /// lives on may still bring it to the new one, and does so at once. Whoever waits is told soon that its message's fate
-    /// is unknown, rather than after [`PATIENCE`].
-    pub(super) fn hasten_waiting(&mut self) {
-        let latest = self.now.monotonic + AFTER_ELECTION;
-        self.ordering.waiting.hasten(latest);
     }
 
     /// Tells those who have waited too long that the fate of their message is unknown.
