@@ -43,7 +43,7 @@ pub const MAX_CONNECTIONS: usize = 16_384;
 /// Connections of one listener whose handshake is not done, at most.
 pub const MAX_PENDING_HANDSHAKES: usize = 512;
 /// Streams of one connection, at most. Orderers open two for each channel that they share.
-pub const MAX_STREAMS: u32 = 32_768;
+pub const MAX_STREAMS: u32 = 16_384;
 /// What one stream may send before we have read it, in bytes.
 pub const STREAM_WINDOW: u32 = 1024 * 1024;
 /// What all streams of one connection may send before we have read it, in bytes.

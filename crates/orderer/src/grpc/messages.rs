@@ -10,7 +10,7 @@ use prost::encoding::{
 use quorate_fabric::envelope::RawEnvelope;
 use quorate_fabric::proto::common::Status;
 use quorate_fabric::proto::orderer::BroadcastResponse;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
 const STATUS_FIELD: u32 = 1;
 const BLOCK_FIELD: u32 = 2;
@@ -130,9 +130,18 @@ impl<R: Response> Encoder for ServerCodec<R> {
     }
 }
 
+/// What a call holds before its first request, in bytes. Clients may leave thousands of calls open and say nothing.
+const IDLE_CALL_BYTES: usize = 1024;
+/// What is encoded before it is handed on, in bytes: the library's own number.
+const YIELD_BYTES: usize = 32 * 1024;
+
 impl<R> Decoder for ServerCodec<R> {
     type Item = RawEnvelope;
     type Error = tonic::Status;
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(IDLE_CALL_BYTES, YIELD_BYTES)
+    }
 
     fn decode(&mut self, source: &mut DecodeBuf<'_>) -> Result<Option<RawEnvelope>, tonic::Status> {
         RawEnvelope::decode(source.copy_to_bytes(source.remaining()))

@@ -10,6 +10,7 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use quorate_fabric::envelope::RawEnvelope;
 use quorate_fabric::proto::orderer::BroadcastResponse;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::body::Body;
 use tonic::codegen::{Body as HttpBody, Service, StdError, http};
 use tonic::server::{Grpc, NamedService, StreamingService};
@@ -53,7 +54,11 @@ pub struct AtomicBroadcastServer {
     broadcast_metrics: StreamMetrics,
     deliver_metrics: StreamMetrics,
     max_request_bytes: usize,
+    places: Arc<Semaphore>,
 }
+
+/// Calls that are open at the same time, on all connections together, at most.
+const MAX_CALLS: usize = 32_768;
 
 impl AtomicBroadcastServer {
     /// The service. No request may be longer than `max_request_bytes` (`General.MaxRecvMsgSize`).
@@ -69,6 +74,7 @@ impl AtomicBroadcastServer {
             broadcast_metrics: StreamMetrics::new(metrics, METRICS_LABEL, "Broadcast"),
             deliver_metrics: StreamMetrics::new(metrics, METRICS_LABEL, "Deliver"),
             max_request_bytes,
+            places: Arc::new(Semaphore::new(MAX_CALLS)),
         }
     }
 
@@ -82,10 +88,14 @@ impl AtomicBroadcastServer {
         B: HttpBody + Send + 'static,
         B::Error: Into<StdError> + Send + 'static,
     {
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            let text = format!("there are {MAX_CALLS} open calls already");
+            return Status::resource_exhausted(text).into_http();
+        };
         let mut grpc = Grpc::new(ServerCodec::<R>::default())
             .max_decoding_message_size(self.max_request_bytes);
         let method = Method {
-            call: Some((metrics.begin(), handler)),
+            call: Some((metrics.begin(), place, handler)),
         };
         grpc.streaming(method, request).await
     }
@@ -147,7 +157,7 @@ type Handler<R> = Box<dyn FnOnce(Caller, Requests) -> Responses<R> + Send>;
 /// One call of one method, as tonic wants it.
 struct Method<R> {
     /// Taken when the call begins.
-    call: Option<(Call, Handler<R>)>,
+    call: Option<(Call, OwnedSemaphorePermit, Handler<R>)>,
 }
 
 impl<R: Response> StreamingService<RawEnvelope> for Method<R> {
@@ -156,7 +166,7 @@ impl<R: Response> StreamingService<RawEnvelope> for Method<R> {
     type Future = std::future::Ready<Result<tonic::Response<Responses<R>>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<RawEnvelope>>) -> Self::Future {
-        let Some((call, handler)) = self.call.take() else {
+        let Some((call, place, handler)) = self.call.take() else {
             return std::future::ready(Err(Status::internal("a call begins once")));
         };
         let caller = request.extensions().get::<Peer>().cloned();
@@ -166,7 +176,7 @@ impl<R: Response> StreamingService<RawEnvelope> for Method<R> {
             .map(move |request| request.inspect(|_| received.inc()).map_err(with_gos_code))
             .boxed();
         let responses = handler(caller.unwrap_or_else(nobody), requests);
-        std::future::ready(Ok(tonic::Response::new(observed(responses, call))))
+        std::future::ready(Ok(tonic::Response::new(observed(responses, call, place))))
     }
 }
 
@@ -186,16 +196,21 @@ fn nobody() -> Caller {
     }
 }
 
-/// Counts what goes out, and how the call ends.
-fn observed<R: Send + 'static>(responses: Responses<R>, call: Call) -> Responses<R> {
-    futures::stream::unfold((responses, call), |(mut responses, mut call)| async move {
+/// Counts what goes out, and how the call ends; keeps its place until then.
+fn observed<R: Send + 'static>(
+    responses: Responses<R>,
+    call: Call,
+    place: OwnedSemaphorePermit,
+) -> Responses<R> {
+    let state = (responses, call, place);
+    futures::stream::unfold(state, |(mut responses, mut call, place)| async move {
         let next = responses.next().await;
         match &next {
             Some(Ok(_)) => call.sent(),
             Some(Err(status)) => call.end(status.code()),
             None => call.end(Code::Ok),
         }
-        next.map(|next| (next, (responses, call)))
+        next.map(|next| (next, (responses, call, place)))
     })
     .boxed()
 }
