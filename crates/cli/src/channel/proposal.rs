@@ -37,6 +37,10 @@ const POLL: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_secs(2);
 /// An update whose fate is not known is submitted again after so long. It cannot take effect twice.
 const AGAIN: Duration = Duration::from_secs(5);
+/// How long orderers may take to hear of consenters that work: an election's time, by default.
+const HEARING: Duration = Duration::from_secs(20);
+/// How an orderer refuses a change for which too few consenters are alive.
+const QUORUM_LOSS: &str = "configuration will result in quorum loss";
 
 /// What becomes of an update.
 #[derive(Args)]
@@ -356,7 +360,7 @@ impl Proposal {
         let orderers = reachable_through(current, &staying);
         let deadline = Instant::now() + session.patience;
         let mut submitted = Instant::now();
-        self.send(session, &orderers).await?;
+        self.send_when_heard_of(session, &orderers).await?;
         // Fabric's orderers acknowledge an update before it is ordered, and may lose it when the leader changes.
         let block = loop {
             if let Some(block) = in_force(session, &orderers, goal).await {
@@ -390,6 +394,30 @@ impl Proposal {
             println!("in force on all consenters that stay: {}", names(&staying));
         }
         Ok(())
+    }
+
+    /// Submits it, and again while the orderers have not heard of one another. They count who is alive by what they have
+    /// heard, which after an election or a start is less than what is there; we have asked the members themselves.
+    async fn send_when_heard_of(&self, session: &Session, orderers: &[String]) -> Result<()> {
+        let deadline = Instant::now() + session.patience.min(HEARING);
+        let mut said = false;
+        loop {
+            let Err(error) = self.send(session, orderers).await else {
+                return Ok(());
+            };
+            let unheard = matches!(
+                error.downcast_ref(),
+                Some(DeliverError::NotTaken { info, .. }) if info.contains(QUORUM_LOSS)
+            );
+            if !unheard || Instant::now() > deadline {
+                return Err(error);
+            }
+            if !said {
+                eprintln!("the orderers have not heard of all consenters yet: trying again");
+                said = true;
+            }
+            sleep(POLL).await;
+        }
     }
 
     /// Submits it through the first orderer that takes it.
