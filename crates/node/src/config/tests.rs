@@ -481,7 +481,7 @@ fn values_that_cannot_be_are_refused_with_the_way_out() {
             "WAIT, EXIT, MANUAL",
         ),
         (
-            "enterpriseConfiguration { externalBridge = true, messagingServerSslConfiguration.sslKeystore = a }",
+            "enterpriseConfiguration { externalBridge = true, messagingServerSslConfiguration { sslKeystore = a, keyStorePassword = p, trustStorePassword = p } }",
             "enterpriseConfiguration.messagingServerSslConfiguration.trustStoreFile",
             "name the link's trust store",
         ),
