@@ -1,7 +1,7 @@
 //! Flows that applications compose: exchange a transaction with its history, collect
 //! signatures, finalise in two phases, notarise.
 //!
-//! They are functions, not [`Flow`](crate::Flow)s: a flow calls one with its own sessions, and
+//! They are functions, not [`Flow`]s: a flow calls one with its own sessions, and
 //! the responder on the other side calls the counterpart.
 //!
 //! | initiator | responder |
